@@ -1,0 +1,15 @@
+//! Mosaic: an orchestrator of AI coding agents shaped like a Kubernetes controller.
+//!
+//! One idea: `plan(agent, observed, fleet, now) -> Plan` is a pure function. All other code carries facts to it or carries out its answer.
+
+#[cfg(feature = "controller")]
+pub mod api;
+#[cfg(feature = "controller")]
+pub mod effect;
+pub mod inside;
+#[cfg(feature = "controller")]
+pub mod plan;
+#[cfg(feature = "controller")]
+pub mod sandbox;
+#[cfg(feature = "controller")]
+pub mod store;
