@@ -164,7 +164,9 @@ pub fn error_policy(error: &PassError, failures: u32) -> Next {
     let wait = RETRY_INITIAL.saturating_mul(1 << failures.min(10)).min(RETRY_MAX);
     match error {
         PassError::Store { source: StoreError::Conflict(_) | StoreError::NotFound(_), .. } => Next::After(Duration::ZERO),
-        PassError::Effect { source: EffectError::Store(StoreError::Conflict(_) | StoreError::NotFound(_)), .. } => Next::After(Duration::ZERO),
+        PassError::Effect { source: EffectError::Store(StoreError::Conflict(_) | StoreError::NotFound(_)), .. } => {
+            Next::After(Duration::ZERO)
+        }
         PassError::Effect { source: EffectError::Fenced { .. }, .. } => Next::Await,
         PassError::Store { .. } | PassError::Effect { .. } => Next::After(wait),
         PassError::NoUid(_) => Next::After(RETRY_MAX),
@@ -229,8 +231,11 @@ async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus
     let mut record = subject.record.clone();
     record.status = serde_json::to_value(&decided.status).expect("a status is plain data");
     let key = record.key();
-    let written =
-        ctx.store.replace_status(record).await.map_err(|source| PassError::Store { what: "write the status of", key: key.clone(), source })?;
+    let written = ctx.store.replace_status(record).await.map_err(|source| PassError::Store {
+        what: "write the status of",
+        key: key.clone(),
+        source,
+    })?;
     subject.record = written;
     if let Some(agent) = subject.agent.as_mut() {
         agent.status = decided.status.clone();
