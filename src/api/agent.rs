@@ -486,6 +486,9 @@ pub struct WorkspaceStatus {
     /// Name of the working tree, `agent-{agentId}-{taskId}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worktree: Option<String>,
+    /// Branch that the work starts from and is compared with before the push.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_branch: Option<String>,
     /// Commit that the tree starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_sha: Option<String>,
