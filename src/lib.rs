@@ -6,6 +6,8 @@
 pub mod api;
 #[cfg(feature = "controller")]
 pub mod effect;
+#[cfg(feature = "controller")]
+pub mod gates;
 pub mod inside;
 #[cfg(feature = "controller")]
 pub mod plan;
