@@ -38,12 +38,15 @@ pub const RESERVED: [&str; 5] = ["typecheck", "lint", "tests", "coverage", "buil
 /// Names that no command can provide: they need parts that are not built yet.
 const NOT_BUILT: [&str; 2] = ["coverage", "review"];
 
+/// Reads a file of a tree by its path; `None`: there is no such file; the error says why it could not be read.
+pub type ReadFile<'a> = &'a dyn Fn(&str) -> Result<Option<Vec<u8>>, String>;
+
 /// The trusted branch's commit, as far as gates are concerned.
 pub struct TrustedTree<'a> {
     /// Names of the entries in its root folder.
     pub root_files: &'a [String],
-    /// Content of a file by its path; `None`: there is no such file; the error says why it could not be read.
-    pub read: &'a dyn Fn(&str) -> Result<Option<Vec<u8>>, String>,
+    /// Content of a file by its path.
+    pub read: ReadFile<'a>,
 }
 
 /// The gates that must pass.

@@ -1,0 +1,3 @@
+//! The one offline test binary: everything that needs no Docker, Valkey, Kubernetes or browser.
+
+mod gates;
