@@ -141,7 +141,7 @@ impl Look<'_> {
         let settings = PythonSettings::read(self)?;
         let mut commands = vec![("lint", settings.lint()), ("tests", settings.tests())];
         if settings.mypy {
-            commands.push(("typecheck", needing("command -v mypy >/dev/null", "mypy .")));
+            commands.push(("typecheck", needing("python3 -c 'import mypy'", "python3 -m mypy .")));
         }
         Ok(Some(Project { manifest, commands }))
     }
@@ -208,7 +208,7 @@ impl PythonSettings {
         if self.ruff {
             "ruff check .".to_owned()
         } else if self.flake8 {
-            "flake8 .".to_owned()
+            needing("python3 -c 'import flake8'", "python3 -m flake8 .")
         } else {
             "python3 -m compileall -q .".to_owned()
         }

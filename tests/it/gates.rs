@@ -244,7 +244,7 @@ fn python_project_uses_the_tools_that_it_is_configured_for() {
     let package = [("setup.cfg", "[flake8]\n"), ("tests/__init__.py", ""), ("tests/test_a.py", "")];
     let set = gate_set_of(&package, GateProfile::Standard, &[]).unwrap();
     assert_eq!(command(&set, "tests"), "python3 -m unittest discover -s tests -t .");
-    assert_eq!(command(&set, "lint"), "flake8 .");
+    assert!(command(&set, "lint").ends_with("python3 -m flake8 ."));
     let configured = "[project]\ndependencies = []\n[project.optional-dependencies]\ndev = ['pytest>=8']\n[tool.ruff]\n[tool.mypy]\n";
     let set = gate_set_of(&[("pyproject.toml", configured)], GateProfile::Standard, &["typecheck"]).unwrap();
     assert!(command(&set, "tests").ends_with("python3 -m pytest -q"));

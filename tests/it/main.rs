@@ -1,3 +1,5 @@
 //! The one offline test binary: everything that needs no Docker, Valkey, Kubernetes or browser.
 
 mod gates;
+mod tidy;
+mod tools;
