@@ -5,7 +5,11 @@
 #[cfg(feature = "controller")]
 pub mod api;
 #[cfg(feature = "controller")]
+pub mod controller;
+#[cfg(feature = "controller")]
 pub mod effect;
+#[cfg(feature = "controller")]
+pub mod gates;
 pub mod inside;
 #[cfg(feature = "controller")]
 pub mod plan;
@@ -13,3 +17,5 @@ pub mod plan;
 pub mod sandbox;
 #[cfg(feature = "controller")]
 pub mod store;
+#[cfg(feature = "controller")]
+pub mod tools;
