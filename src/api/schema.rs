@@ -62,6 +62,16 @@ pub fn check(kind: Kind, object: &Value, old: Option<&Value>) -> Result<(), Vec<
     Err(errors.iter().take(MISTAKES_MAX).map(sentences::of_rule).collect())
 }
 
+/// Checks the `status` of an object alone. No rule looks at a status, and its spec is not asked for.
+/// # Errors
+/// As [`check`].
+pub fn check_status(kind: Kind, object: &Value) -> Result<(), Vec<String>> {
+    // The status of an object without a spec: only what lies beneath /status counts.
+    let errors = compiled(kind).json.iter_errors(object).filter(|e| e.instance_path().as_str().starts_with("/status"));
+    let mistakes: Vec<String> = errors.take(MISTAKES_MAX).map(|e| sentences::of_schema(&e)).collect();
+    if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
+}
+
 /// Drops what the API server would drop: fields that the schema does not know, and nulls.
 pub fn prune(kind: Kind, object: &mut Value) {
     prune_value(&compiled(kind).schema, object, true);
@@ -121,7 +131,8 @@ fn prune_value(schema: &Value, value: &mut Value, is_root: bool) {
 /// Kubernetes' own selector type has no limits; ours has, as every list and text of a spec.
 fn bound_selector(definition: &mut CustomResourceDefinition) {
     let mut whole = serde_json::to_value(&*definition).expect("a definition is plain data");
-    let selector = &mut whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["selector"]["properties"];
+    let selector =
+        &mut whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["selector"]["properties"];
     selector["matchLabels"]["maxProperties"] = json!(SELECTOR_ENTRIES_MAX);
     selector["matchLabels"]["additionalProperties"]["maxLength"] = json!(63);
     selector["matchExpressions"]["maxItems"] = json!(SELECTOR_ENTRIES_MAX);
