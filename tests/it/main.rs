@@ -1,3 +1,4 @@
 //! The one offline test binary.
 
+mod contracts;
 mod records;
