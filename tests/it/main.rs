@@ -1,0 +1,3 @@
+//! The one offline test binary.
+
+mod records;
