@@ -5,6 +5,8 @@
 #[cfg(feature = "controller")]
 pub mod api;
 #[cfg(feature = "controller")]
+pub mod config;
+#[cfg(feature = "controller")]
 pub mod effect;
 pub mod inside;
 #[cfg(feature = "controller")]
@@ -12,4 +14,8 @@ pub mod plan;
 #[cfg(feature = "controller")]
 pub mod sandbox;
 #[cfg(feature = "controller")]
+pub mod server;
+#[cfg(feature = "controller")]
 pub mod store;
+#[cfg(feature = "controller")]
+pub mod telemetry;
