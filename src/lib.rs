@@ -5,9 +5,17 @@
 #[cfg(feature = "controller")]
 pub mod api;
 #[cfg(feature = "controller")]
+pub mod cli;
+#[cfg(feature = "controller")]
+pub mod client;
+#[cfg(feature = "controller")]
 pub mod config;
 #[cfg(feature = "controller")]
+pub mod controller;
+#[cfg(feature = "controller")]
 pub mod effect;
+#[cfg(feature = "controller")]
+pub mod gates;
 pub mod inside;
 #[cfg(feature = "controller")]
 pub mod plan;
@@ -19,3 +27,5 @@ pub mod server;
 pub mod store;
 #[cfg(feature = "controller")]
 pub mod telemetry;
+#[cfg(feature = "controller")]
+pub mod tools;

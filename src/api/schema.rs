@@ -121,7 +121,8 @@ fn prune_value(schema: &Value, value: &mut Value, is_root: bool) {
 /// Kubernetes' own selector type has no limits; ours has, as every list and text of a spec.
 fn bound_selector(definition: &mut CustomResourceDefinition) {
     let mut whole = serde_json::to_value(&*definition).expect("a definition is plain data");
-    let selector = &mut whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["selector"]["properties"];
+    let selector =
+        &mut whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["selector"]["properties"];
     selector["matchLabels"]["maxProperties"] = json!(SELECTOR_ENTRIES_MAX);
     selector["matchLabels"]["additionalProperties"]["maxLength"] = json!(63);
     selector["matchExpressions"]["maxItems"] = json!(SELECTOR_ENTRIES_MAX);

@@ -307,9 +307,7 @@ fn runtime(spec: &Runtime, mistakes: &mut Mistakes) -> Option<ValidRuntime> {
             check_process_text(&command.args, &env, mistakes);
             Some(ValidRuntime::Command { args: command.args.clone(), env })
         }
-        (Some(_), None, None) => {
-            Some(ValidRuntime::NotBuilt("the claude runtime is not built yet: use spec.runtime.command".to_owned()))
-        }
+        (Some(_), None, None) => Some(ValidRuntime::NotBuilt("the claude runtime is not built yet: use spec.runtime.command".to_owned())),
         (None, Some(preset), None) => {
             Some(ValidRuntime::NotBuilt(format!("the preset {} is not built yet: use spec.runtime.command", written(preset))))
         }

@@ -1,3 +1,6 @@
-//! The one offline test binary.
+//! The one offline test binary: everything that needs no Docker, Valkey, Kubernetes or browser.
 
+mod gates;
 mod records;
+mod tidy;
+mod tools;

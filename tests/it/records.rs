@@ -80,7 +80,10 @@ fn the_schemas_are_structural() {
     for definition in crds() {
         let schema = open_api_schema(&definition);
         walk(&definition.spec.names.kind, &schema, &mut |path, schema| {
-            assert!(schema["type"].is_string() || schema["x-kubernetes-int-or-string"] == json!(true), "{path} has no single type: {schema}");
+            assert!(
+                schema["type"].is_string() || schema["x-kubernetes-int-or-string"] == json!(true),
+                "{path} has no single type: {schema}"
+            );
             for word in ["$ref", "definitions", "oneOf", "anyOf", "allOf", "not", "const", "propertyNames", "patternProperties"] {
                 assert!(schema.get(word).is_none(), "{path} has {word}");
             }
