@@ -1,3 +1,4 @@
 //! One suite per trait, run on every implementation.
 
+pub mod sandbox;
 pub mod store;
