@@ -13,3 +13,5 @@ pub mod plan;
 pub mod sandbox;
 #[cfg(feature = "controller")]
 pub mod store;
+#[cfg(feature = "controller")]
+pub mod workspace;
