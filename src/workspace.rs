@@ -42,8 +42,8 @@ mod types;
 
 pub use error::WorkspaceError;
 pub use types::{
-    GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, ResolvedRepository, SnapshotLimits, SnapshotSpec, TreeInventory, TreeMode, TreeModeWish,
-    TreePaths, TreeSpec, WorkspaceConfig,
+    GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, ResolvedRepository, SnapshotLimits, SnapshotSpec, TreeInventory, TreeMode,
+    TreeModeWish, TreePaths, TreeSpec, WorkspaceConfig,
 };
 
 use crate::api::names::{Branch, CommitId, Namespace, Uid};

@@ -47,7 +47,9 @@ pub(super) fn parse(allowed: &Allowed, given: &str) -> Result<Remote, WorkspaceE
         Some(("ssh", rest)) => network(given, "ssh", rest),
         Some(("http", _)) => Err(bad(given, "http:// is neither private nor authentic; write https://")),
         Some((scheme, _)) => Err(bad(given, &format!("{scheme}:// is not supported; write https://, ssh://, file:// or an absolute path"))),
-        None if given.contains("::") => Err(bad(given, "remote helpers are not supported; write https://, ssh://, file:// or an absolute path")),
+        None if given.contains("::") => {
+            Err(bad(given, "remote helpers are not supported; write https://, ssh://, file:// or an absolute path"))
+        }
         None if given.contains(':') => Err(bad(given, "write ssh://user@host/path instead of user@host:path")),
         None => Err(bad(given, "a relative path depends on who reads it; write an absolute path")),
     }

@@ -20,7 +20,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const UNUSED_MAX: usize = 4;
 
 /// Lays the commit of a tree out in `root` (an empty folder of ours): its files, then its `.git`.
-pub(super) fn lay_out(workspaces: &Workspaces, pair: &Pair, root: &Path, head: &CommitId, content: &CommitId) -> Result<(), WorkspaceError> {
+pub(super) fn lay_out(
+    workspaces: &Workspaces,
+    pair: &Pair,
+    root: &Path,
+    head: &CommitId,
+    content: &CommitId,
+) -> Result<(), WorkspaceError> {
     let opened = pair.open_work()?;
     let owner = workspaces.owner;
     // Two seconds ago: an agent's first change then has another time, whole seconds being all that the index compares.

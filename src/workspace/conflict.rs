@@ -57,7 +57,8 @@ pub(super) fn mark(
     let mut found = Found { paths: Vec::new(), hunks: String::new() };
     let mut laid = Vec::new();
     for conflict in conflicts {
-        let Some(path) = [&conflict.our, &conflict.their, &conflict.ancestor].into_iter().flatten().next().map(|entry| entry.path.clone()) else {
+        let Some(path) = [&conflict.our, &conflict.their, &conflict.ancestor].into_iter().flatten().next().map(|entry| entry.path.clone())
+        else {
             continue;
         };
         let side = |entry: &Option<IndexEntry>| entry.as_ref().map(|entry| read_side(pair, opened, entry)).transpose();
@@ -124,15 +125,19 @@ fn lay(
         (Some(Side { kind, text: Some(ours), .. }), None) => text(&one_sided(branch, &ours, b"", " (deleted)"), kind),
         (None, Some(Side { kind, text: Some(theirs), .. })) => text(&one_sided(&format!("{branch} (deleted)"), b"", &theirs, ""), kind),
         (Some(_), Some(Side { kind, id, .. })) => {
-            let words = format!("no lines to merge (a binary, link or submodule): laid out as {CHANGE_LABEL} has it; {branch} has another version\n");
+            let words = format!(
+                "no lines to merge (a binary, link or submodule): laid out as {CHANGE_LABEL} has it; {branch} has another version\n"
+            );
             Ok(Some(Laid { kind, id, words }))
         }
         (Some(Side { kind, id, .. }), None) => {
-            let words = format!("{CHANGE_LABEL} deleted it, {branch} changed it: laid out as {branch} has it; delete it again if that is right\n");
+            let words =
+                format!("{CHANGE_LABEL} deleted it, {branch} changed it: laid out as {branch} has it; delete it again if that is right\n");
             Ok(Some(Laid { kind, id, words }))
         }
         (None, Some(Side { kind, id, .. })) => {
-            let words = format!("{branch} deleted it, {CHANGE_LABEL} changed it: laid out as {CHANGE_LABEL} has it; delete it if that is right\n");
+            let words =
+                format!("{branch} deleted it, {CHANGE_LABEL} changed it: laid out as {CHANGE_LABEL} has it; delete it if that is right\n");
             Ok(Some(Laid { kind, id, words }))
         }
     }

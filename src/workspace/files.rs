@@ -186,15 +186,6 @@ fn open_writable(folder: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Whether a folder is empty or absent.
-pub(super) fn is_vacant(path: &Path) -> std::io::Result<bool> {
-    match std::fs::read_dir(path) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
 /// Folders directly in one of ours; none when it is absent.
 pub(super) fn names_in(path: &Path) -> std::io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(path) {

@@ -30,7 +30,13 @@ pub(super) fn integrate(workspaces: &Workspaces, spec: &IntegrateSpec) -> Result
     merge(workspaces, &pair, &opened, spec, tip)
 }
 
-fn merge(workspaces: &Workspaces, pair: &Pair, opened: &Repository, spec: &IntegrateSpec, tip: &CommitId) -> Result<Integrated, WorkspaceError> {
+fn merge(
+    workspaces: &Workspaces,
+    pair: &Pair,
+    opened: &Repository,
+    spec: &IntegrateSpec,
+    tip: &CommitId,
+) -> Result<Integrated, WorkspaceError> {
     let ours = pair.commit(opened, tip)?;
     let theirs = pair.commit(opened, &spec.candidate)?;
     let old = pair.commit(opened, &spec.candidate_base)?;

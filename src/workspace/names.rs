@@ -33,7 +33,8 @@ mod tests {
 
     #[test]
     fn every_spelling_of_a_nested_repository_is_refused() {
-        for name in [".git", ".GIT", ".Git", ".git.", ".git ", ".git::$INDEX_ALLOCATION", "git~1", "GIT~1", ".g\u{200c}it", "\u{feff}.git"] {
+        for name in [".git", ".GIT", ".Git", ".git.", ".git ", ".git::$INDEX_ALLOCATION", "git~1", "GIT~1", ".g\u{200c}it", "\u{feff}.git"]
+        {
             assert!(refusal(name.as_bytes()).is_some(), "{name:?}");
         }
         for name in [".gitignore", ".github", "git", "dot.git", ".gitmodules", "x.git", "..."] {

@@ -197,10 +197,8 @@ impl Place {
 
     /// Unmounts and removes everything, in an order in which it can be done again after a crash.
     pub(super) fn remove(&self) -> Result<(), WorkspaceError> {
-        if let Some(meta) = self.read()? {
-            if meta.stage == Stage::Ready {
-                self.write(&Meta { stage: Stage::Partial, ..meta })?;
-            }
+        if let Some(meta) = self.read()?.filter(|meta| meta.stage == Stage::Ready) {
+            self.write(&Meta { stage: Stage::Partial, ..meta })?;
         }
         self.clear()?;
         let folder = self.folder();

@@ -61,7 +61,13 @@ struct Found<'t> {
 
 impl<'a, 'r> Reader<'a, 'r> {
     /// A reader that writes what it reads through `writer`.
-    pub(super) fn new(pair: &'a Pair, opened: &'r Repository, writer: &'a mut Writer<'r>, limits: &'a SnapshotLimits, lenient: bool) -> Self {
+    pub(super) fn new(
+        pair: &'a Pair,
+        opened: &'r Repository,
+        writer: &'a mut Writer<'r>,
+        limits: &'a SnapshotLimits,
+        lenient: bool,
+    ) -> Self {
         let (ignored, refused) = (Ignored::default(), Vec::new());
         Self { pair, opened, writer, limits, lenient, ignored, files: 0, entries: 0, bytes: 0, refused, refused_more: 0, full: false }
     }
@@ -281,12 +287,25 @@ impl<'a, 'r> Reader<'a, 'r> {
     }
 
     /// Submodules whose folder is gone (an empty folder is nothing to a build tool) stay too.
-    fn keep_submodules(&self, base: Option<&Tree<'_>>, kept: &mut Vec<(Vec<u8>, Kind, Oid)>) -> Result<(), WorkspaceError> {
+    fn keep_submodules(&mut self, base: Option<&Tree<'_>>, kept: &mut Vec<(Vec<u8>, Kind, Oid)>) -> Result<(), WorkspaceError> {
         let Some(base) = base else { return Ok(()) };
         for entry in base {
-            let is_submodule = Kind::of_mode(entry.filemode_raw()) == Some(Kind::Submodule);
-            if is_submodule && !kept.iter().any(|(name, _, _)| name == entry.name_bytes()) {
-                kept.push((entry.name_bytes().to_vec(), Kind::Submodule, entry.id()));
+            if kept.iter().any(|(name, _, _)| name == entry.name_bytes()) {
+                continue;
+            }
+            match Kind::of_mode(entry.filemode_raw()) {
+                // What a lenient reading did not come to is taken as it was.
+                Some(kind) if self.lenient && self.full => kept.push((entry.name_bytes().to_vec(), kind, entry.id())),
+                Some(Kind::Submodule) => kept.push((entry.name_bytes().to_vec(), Kind::Submodule, entry.id())),
+                Some(Kind::Folder) => {
+                    let inner = self.opened.find_tree(entry.id()).map_err(self.pair.git("read a tree"))?;
+                    let mut left = Vec::new();
+                    self.keep_submodules(Some(&inner), &mut left)?;
+                    if let Some(id) = self.write_tree(left, None)? {
+                        kept.push((entry.name_bytes().to_vec(), Kind::Folder, id));
+                    }
+                }
+                Some(Kind::File | Kind::Executable | Kind::Link) | None => {}
             }
         }
         Ok(())

@@ -109,7 +109,8 @@ impl Git {
         for tolerated in FSCK_TOLERATED {
             arguments.extend(["-c".into(), format!("fetch.fsck.{tolerated}=warn").into()]);
         }
-        let options = ["fetch", "--quiet", "--no-tags", "--prune", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"];
+        let options =
+            ["fetch", "--quiet", "--no-tags", "--prune", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"];
         arguments.extend(options.into_iter().map(OsString::from));
         arguments.extend(["--end-of-options".into(), remote.url.clone().into(), "+refs/heads/*:refs/remotes/origin/*".into()]);
         let told = self.run("fetch from", remote, Some(base), &arguments, self.timeout)?;

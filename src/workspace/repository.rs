@@ -222,9 +222,8 @@ impl<'r> Writer<'r> {
         parents: &[&git2::Commit<'_>],
     ) -> Result<CommitId, WorkspaceError> {
         let tree = opened.find_tree(tree).map_err(git("find a tree", &self.repository))?;
-        let buffer = opened
-            .commit_create_buffer(signature, signature, message, &tree, parents)
-            .map_err(git("make a commit", &self.repository))?;
+        let buffer =
+            opened.commit_create_buffer(signature, signature, message, &tree, parents).map_err(git("make a commit", &self.repository))?;
         Ok(commit_id(self.put(ObjectType::Commit, &buffer, None)?))
     }
 

@@ -115,10 +115,10 @@ impl Keeper<'_> {
 
     /// Whether the remote is known to have a commit: pushed by us, or fetched from it.
     fn is_delivered(&self, commit: &CommitId) -> Result<bool, WorkspaceError> {
-        if let Some(pushed) = self.pushed() {
-            if contains(self.pair, self.opened, &pushed, commit)? {
-                return Ok(true);
-            }
+        if let Some(pushed) = self.pushed()
+            && contains(self.pair, self.opened, &pushed, commit)?
+        {
+            return Ok(true);
         }
         Ok(self.pair.open_base()?.find_commit(oid(commit)).is_ok())
     }

@@ -79,12 +79,8 @@ pub(super) fn read_file(
         Err(error) if error.code() == git2::ErrorCode::NotFound => return Ok(None),
         Err(error) => return Err(pair.git("read a tree")(error)),
     };
-    let bad = |why: String| WorkspaceError::BadFile {
-        repository: repository.to_owned(),
-        commit: commit.clone(),
-        path: path.to_owned(),
-        why,
-    };
+    let bad =
+        |why: String| WorkspaceError::BadFile { repository: repository.to_owned(), commit: commit.clone(), path: path.to_owned(), why };
     if entry.kind() != Some(ObjectType::Blob) || entry.filemode() == i32::from(FileMode::Link) {
         return Err(bad("it is not a plain file".to_owned()));
     }

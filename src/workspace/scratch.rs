@@ -93,7 +93,8 @@ impl Scratch<'_> {
             let size = same.map_or(0, |file| file.size);
             let time = IndexTime::new(seconds, 0);
             let (ctime, mtime) = (time, time);
-            let entry = IndexEntry { ctime, mtime, dev: 0, ino: 0, mode, uid: 0, gid: 0, file_size: size, id, flags: 0, flags_extended: 0, path };
+            let entry =
+                IndexEntry { ctime, mtime, dev: 0, ino: 0, mode, uid: 0, gid: 0, file_size: size, id, flags: 0, flags_extended: 0, path };
             index.add(&entry).map_err(failed())?;
         }
         index.write().map_err(failed())

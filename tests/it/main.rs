@@ -1,0 +1,4 @@
+//! The one offline test binary.
+
+#[cfg(feature = "controller")]
+mod workspace;
