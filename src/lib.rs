@@ -5,6 +5,8 @@
 #[cfg(feature = "controller")]
 pub mod api;
 #[cfg(feature = "controller")]
+pub mod audit;
+#[cfg(feature = "controller")]
 pub mod effect;
 pub mod inside;
 #[cfg(feature = "controller")]
