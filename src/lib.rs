@@ -7,6 +7,8 @@ pub mod api;
 #[cfg(feature = "controller")]
 pub mod audit;
 #[cfg(feature = "controller")]
+mod durable;
+#[cfg(feature = "controller")]
 pub mod effect;
 pub mod inside;
 #[cfg(feature = "controller")]

@@ -197,7 +197,7 @@ impl Files {
     fn next_epoch(&self, floor: Epoch) -> Result<Epoch, LeaseError> {
         let next = Epoch(floor.max(self.stored_epoch()?).0 + 1);
         let failed = |source| LeaseError::File { verb: "write", path: self.epoch.clone(), source };
-        replace_durably(&self.epoch, format!("{}\n", next.0).as_bytes()).map_err(failed)?;
+        crate::durable::replace(&self.epoch, format!("{}\n", next.0).as_bytes()).map_err(failed)?;
         Ok(next)
     }
 
@@ -238,14 +238,4 @@ fn read_small(file: &mut File) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.take(SMALL_FILE_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
-}
-
-/// Puts new content in the place of a file so that a crash leaves the old or the new one, and the new one once this returned.
-fn replace_durably(path: &Path, content: &[u8]) -> io::Result<()> {
-    let draft = path.with_extension("draft");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&draft, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }

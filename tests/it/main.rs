@@ -1,4 +1,5 @@
 //! The one offline test binary.
 
+mod audit;
 mod contracts;
 mod records;
