@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
     plural = "agents",
     shortname = "ag",
     category = "mosaic",
+    doc = "A task on a git repository: an agent works on it, gates judge the exact commit, and the controller pushes it.",
     namespaced,
     status = "AgentStatus",
     derive = "PartialEq",
