@@ -6,11 +6,12 @@
 
 use crate::api::names::{Epoch, Uid};
 use crate::api::validate::ValidAgent;
-use crate::plan::action::Effect;
+use crate::plan::action::{ActionId, Effect};
 use crate::plan::observed::{Inventory, Observed};
 use crate::plan::orphans::OrphanAction;
 use crate::store::Record;
 use futures::future::BoxFuture;
+use std::collections::BTreeSet;
 
 /// The record that a pass is about. `agent` is `None` when the spec does not decode: teardown needs metadata only.
 #[derive(Debug, Clone)]
@@ -49,6 +50,9 @@ pub trait World: Send + Sync {
 
     /// Does an effect, or starts it when it is blocking. Idempotent.
     fn apply<'a>(&'a self, subject: &'a Subject, effect: Effect) -> BoxFuture<'a, Result<(), EffectError>>;
+
+    /// Forgets outcomes: the record shows what they brought.
+    fn acknowledge(&self, uid: &Uid, taken: &BTreeSet<ActionId>);
 
     /// Everything that carries our labels. An error means "could not look": nothing is removed.
     fn inventory(&self) -> BoxFuture<'_, Result<Inventory, EffectError>>;

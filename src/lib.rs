@@ -5,6 +5,8 @@
 #[cfg(feature = "controller")]
 pub mod api;
 #[cfg(feature = "controller")]
+pub mod controller;
+#[cfg(feature = "controller")]
 pub mod effect;
 #[cfg(feature = "controller")]
 pub mod gates;

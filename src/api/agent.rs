@@ -507,6 +507,9 @@ pub struct WorkspaceStatus {
     /// How often the base moved between the gates and the push of this attempt.
     #[serde(default)]
     pub base_moves: u32,
+    /// Whether unpushed work was looked for, and kept if there was any, so that the tree may go.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rescued: bool,
     /// Where unpushed work was kept before the tree was removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rescue_ref: Option<String>,

@@ -209,8 +209,15 @@ impl fmt::Debug for Secret {
 pub enum Role {
     /// The agent's own run.
     Agent,
-    /// One gate on one commit; `tries` counts how often its infrastructure failed before.
-    Gate { name: GateName, sha: CommitId, tries: u32 },
+    /// One gate on one commit.
+    Gate {
+        /// Which gate.
+        name: GateName,
+        /// Commit that it judges.
+        sha: CommitId,
+        /// How often its infrastructure failed before.
+        tries: u32,
+    },
 }
 
 /// Identity of one run of one sandbox. Generation is no part of it: a changed priority makes nothing older.

@@ -1,10 +1,41 @@
 //! Raw record -> `ValidAgent`, once. Later steps never see a raw spec.
+//!
+//! Flow: the spec is decoded leniently, every field is parsed into its type with the default of the documentation, and every mistake
+//! is collected (a person sees all of them at once). The status is decoded on its own: one that does not decode counts as empty and
+//! blinds nobody. What the spec may say but this version cannot do goes to `not_built`: admission refuses it with that text.
 
-use crate::api::agent::{AgentStatus, AgentType, Driver, GateProfile};
-use crate::api::names::{AgentName, Branch, GateName, Namespace, Uid};
+pub mod parse;
+
+use crate::api::agent::{AgentSpec, AgentStatus, AgentType, Driver, GateProfile, Runtime, SandboxSpec};
+use crate::api::names::{AgentName, Branch, FINALIZER, GateName, Namespace, Uid};
+use crate::store::Record;
 use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+pub use parse::{parse_bytes, parse_cpu_millis, parse_duration};
+
+/// `spec.priority` when it is absent.
+pub const PRIORITY_DEFAULT: u8 = 5;
+/// `spec.timeout` when it is absent.
+pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
+/// `spec.idleTimeout` when it is absent.
+pub const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
+/// `spec.maxRetries` when it is absent.
+pub const RETRIES_DEFAULT: u32 = 3;
+/// `spec.backoff.initial` when it is absent.
+pub const BACKOFF_INITIAL_DEFAULT: Duration = Duration::from_secs(10);
+/// `spec.backoff.max` when it is absent.
+pub const BACKOFF_MAX_DEFAULT: Duration = Duration::from_secs(300);
+/// `spec.sandbox` when it is absent: two cores, 2 GiB, 512 processes, 10 GiB.
+pub const LIMITS_DEFAULT: Limits = Limits { cpu_millis: 2000, memory_bytes: 2 << 30, pids_max: 512, disk_bytes: 10 << 30 };
+/// Least CPU that an agent can be given; less cannot start a shell in reasonable time.
+pub const CPU_MILLIS_MIN: u32 = 10;
+/// Least memory that an agent can be given, in bytes; less cannot hold a shell and git.
+pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
+/// Least disk that an agent can be given, in bytes.
+pub const DISK_BYTES_MIN: u64 = 1 << 20;
 
 /// What runs, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,5 +136,253 @@ impl ValidAgent {
     #[must_use]
     pub fn worktree_name(&self) -> String {
         format!("agent-{}-{}", self.uid, crate::api::names::slug(&self.task_id, 40))
+    }
+}
+
+/// Checks a record and parses every field of it.
+/// # Errors
+/// Every mistake as one sentence that names the field.
+pub fn validate(record: &Record) -> Result<ValidAgent, Vec<String>> {
+    let spec: AgentSpec = serde_json::from_value(record.spec.clone()).map_err(|e| vec![format!("spec: {e}")])?;
+    let mut mistakes = Mistakes::default();
+    let meta = Meta::read(record, &mut mistakes);
+    let (branch, target_branch) = branches(&spec, &meta, &mut mistakes);
+    let runtime = runtime(&spec.runtime, &mut mistakes);
+    let limits = limits(spec.sandbox.as_ref(), &mut mistakes);
+    let (backoff_initial, backoff_max) = backoff(&spec, &mut mistakes);
+    let required_gates = required_gates(&spec, &mut mistakes);
+    let depends_on = depends_on(&spec, &meta, &mut mistakes);
+    let priority = number(spec.priority, PRIORITY_DEFAULT, 1..=10, "spec.priority", &mut mistakes);
+    let retries_max = number(spec.max_retries, RETRIES_DEFAULT, 0..=20, "spec.maxRetries", &mut mistakes);
+    let timeout = duration(spec.timeout.as_deref(), TIMEOUT_DEFAULT, "spec.timeout", &mut mistakes);
+    let idle_timeout = duration(spec.idle_timeout.as_deref(), IDLE_TIMEOUT_DEFAULT, "spec.idleTimeout", &mut mistakes);
+    let ttl_after_finished = ttl(&spec, &mut mistakes);
+    check_repository(&spec.context.repository, &mut mistakes);
+    let checked = (meta.namespace, meta.name, meta.uid, target_branch, runtime);
+    let (Some(namespace), Some(name), Some(uid), Some(target_branch), Some(runtime)) = checked else { return Err(mistakes.0) };
+    if !mistakes.0.is_empty() {
+        return Err(mistakes.0);
+    }
+    Ok(ValidAgent {
+        task_id: spec.task_id.clone().unwrap_or_else(|| name.to_string()),
+        agent_type: spec.agent_type.unwrap_or_default(),
+        driver: spec.sandbox.as_ref().and_then(|s| s.driver).unwrap_or_default(),
+        image: spec.sandbox.as_ref().and_then(|s| s.image.clone()),
+        not_built: not_built(&spec),
+        profile: spec.gates.as_ref().and_then(|g| g.profile).unwrap_or_default(),
+        suspend: spec.suspend.unwrap_or_default(),
+        status: serde_json::from_value(record.status.clone()).unwrap_or_default(),
+        repository: spec.context.repository,
+        work_items: spec.context.work_items.unwrap_or_default(),
+        instructions: spec.context.instructions.unwrap_or_default(),
+        skills: spec.context.skills.unwrap_or_default(),
+        generation: record.metadata.generation.unwrap_or(1),
+        created_at: record.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+        has_finalizer: record.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER),
+        namespace,
+        name,
+        uid,
+        branch,
+        target_branch,
+        runtime,
+        limits,
+        required_gates,
+        priority,
+        timeout,
+        idle_timeout,
+        retries_max,
+        backoff_initial,
+        backoff_max,
+        depends_on,
+        ttl_after_finished,
+    })
+}
+
+/// Sentences about one record.
+#[derive(Default)]
+struct Mistakes(Vec<String>);
+
+impl Mistakes {
+    /// Takes the value, or keeps the sentence behind the field's name.
+    fn take<T>(&mut self, field: &str, result: Result<T, impl std::fmt::Display>) -> Option<T> {
+        result.map_err(|sentence| self.0.push(format!("{field}: {sentence}"))).ok()
+    }
+}
+
+/// Typed metadata.
+struct Meta {
+    namespace: Option<Namespace>,
+    name: Option<AgentName>,
+    uid: Option<Uid>,
+}
+
+impl Meta {
+    fn read(record: &Record, mistakes: &mut Mistakes) -> Self {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        Self {
+            namespace: mistakes.take("metadata.namespace", Namespace::new(text(&record.metadata.namespace))),
+            name: mistakes.take("metadata.name", AgentName::new(text(&record.metadata.name))),
+            uid: mistakes.take("metadata.uid", Uid::new(text(&record.metadata.uid))),
+        }
+    }
+}
+
+/// Base and target branch; a target of `None` has its sentence among the mistakes.
+fn branches(spec: &AgentSpec, meta: &Meta, mistakes: &mut Mistakes) -> (Option<Branch>, Option<Branch>) {
+    let base = spec.context.branch.as_deref().and_then(|b| mistakes.take("spec.context.branch", Branch::new(b)));
+    let target = match (&spec.context.target_branch, &meta.name, &meta.uid) {
+        (Some(given), _, _) => mistakes.take("spec.context.targetBranch", Branch::new(given.as_str())),
+        (None, Some(name), Some(uid)) => Some(default_target_branch(name, uid)),
+        (None, _, _) => None,
+    };
+    if base.is_some() && base == target {
+        mistakes.0.push("spec.context.targetBranch: must differ from spec.context.branch".to_owned());
+    }
+    (base, target)
+}
+
+/// Branch that an agent pushes to when the spec names none: `mosaic/<name>-<first 8 of the uid>`.
+#[must_use]
+pub fn default_target_branch(name: &AgentName, uid: &Uid) -> Branch {
+    Branch::new(format!("mosaic/{name}-{}", uid.short())).expect("a label and a uid make a branch")
+}
+
+fn duration(text: Option<&str>, default: Duration, field: &str, mistakes: &mut Mistakes) -> Duration {
+    let Some(parsed) = text.and_then(|text| mistakes.take(field, parse_duration(text))) else { return default };
+    if parsed.is_zero() {
+        mistakes.0.push(format!("{field}: must be longer than 0"));
+    }
+    parsed
+}
+
+fn ttl(spec: &AgentSpec, mistakes: &mut Mistakes) -> Option<Duration> {
+    // Zero is meant here: the record goes as soon as it is finished.
+    spec.ttl_after_finished.as_deref().and_then(|text| mistakes.take("spec.ttlAfterFinished", parse_duration(text)))
+}
+
+fn number<T: TryFrom<i32> + Copy>(
+    value: Option<i32>,
+    default: T,
+    range: std::ops::RangeInclusive<i32>,
+    field: &str,
+    mistakes: &mut Mistakes,
+) -> T {
+    let Some(value) = value else { return default };
+    if !range.contains(&value) {
+        mistakes.0.push(format!("{field}: {value} is not between {} and {}", range.start(), range.end()));
+    }
+    T::try_from(value).unwrap_or(default)
+}
+
+fn limits(spec: Option<&SandboxSpec>, mistakes: &mut Mistakes) -> Limits {
+    let Some(spec) = spec else { return LIMITS_DEFAULT };
+    let mut limits = LIMITS_DEFAULT;
+    if let Some(cpu) = spec.cpu.as_deref().and_then(|text| mistakes.take("spec.sandbox.cpu", parse_cpu_millis(text))) {
+        limits.cpu_millis = at_least(cpu, CPU_MILLIS_MIN, "spec.sandbox.cpu", "10m", mistakes);
+    }
+    if let Some(memory) = spec.memory.as_deref().and_then(|text| mistakes.take("spec.sandbox.memory", parse_bytes(text))) {
+        limits.memory_bytes = at_least(memory, MEMORY_BYTES_MIN, "spec.sandbox.memory", "16Mi", mistakes);
+    }
+    if let Some(disk) = spec.disk.as_deref().and_then(|text| mistakes.take("spec.sandbox.disk", parse_bytes(text))) {
+        limits.disk_bytes = at_least(disk, DISK_BYTES_MIN, "spec.sandbox.disk", "1Mi", mistakes);
+    }
+    limits.pids_max = number(spec.pids, limits.pids_max, 1..=1_000_000, "spec.sandbox.pids", mistakes);
+    limits
+}
+
+fn at_least<T: PartialOrd>(value: T, least: T, field: &str, written: &str, mistakes: &mut Mistakes) -> T {
+    if value < least {
+        mistakes.0.push(format!("{field}: must be at least {written}"));
+    }
+    value
+}
+
+fn runtime(spec: &Runtime, mistakes: &mut Mistakes) -> Option<ValidRuntime> {
+    match (&spec.claude, &spec.preset, &spec.command) {
+        (None, None, Some(command)) => {
+            if command.args.first().is_none_or(String::is_empty) {
+                mistakes.0.push("spec.runtime.command.args: must name a program".to_owned());
+            }
+            let env = command.env.iter().flatten().map(|(name, value)| (name.clone(), value.0.clone())).collect();
+            check_process_text(&command.args, &env, mistakes);
+            Some(ValidRuntime::Command { args: command.args.clone(), env })
+        }
+        (Some(_), None, None) => Some(ValidRuntime::NotBuilt("the claude runtime is not built yet: use spec.runtime.command".to_owned())),
+        (None, Some(preset), None) => {
+            Some(ValidRuntime::NotBuilt(format!("the preset {} is not built yet: use spec.runtime.command", written(preset))))
+        }
+        _ => {
+            mistakes.0.push("spec.runtime: needs exactly one of claude, preset and command".to_owned());
+            None
+        }
+    }
+}
+
+/// What the kernel would refuse or read as something else: NUL in any text, `=` or nothing in a variable's name.
+fn check_process_text(args: &[String], env: &BTreeMap<String, String>, mistakes: &mut Mistakes) {
+    if args.iter().any(|arg| arg.contains('\0')) {
+        mistakes.0.push("spec.runtime.command.args: must not contain NUL".to_owned());
+    }
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            mistakes.0.push(format!("spec.runtime.command.env: {name:?} cannot be an environment variable (empty, '=' or NUL)"));
+        }
+    }
+}
+
+/// A value of an enum as records write it.
+fn written(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        other => unreachable!("a plain enum is written as one word, not {other:?}"),
+    }
+}
+
+fn not_built(spec: &AgentSpec) -> Vec<String> {
+    let mut sentences = Vec::new();
+    let mut say = |asked: bool, what: &str, instead: &str| {
+        if asked {
+            sentences.push(format!("{what} is not built yet: {instead}"));
+        }
+    };
+    let sandbox = spec.sandbox.clone().unwrap_or_default();
+    say(matches!(sandbox.driver, Some(Driver::Docker)), "spec.sandbox.driver docker", "use process or auto");
+    say(matches!(sandbox.driver, Some(Driver::Pod)), "spec.sandbox.driver pod", "use process or auto");
+    say(sandbox.image.is_some(), "spec.sandbox.image", "the process driver uses the host's tools; leave it out");
+    say(sandbox.egress.is_some_and(|e| !e.is_empty()), "spec.sandbox.egress", "agents have no network; leave it out");
+    say(sandbox.runtime_class.is_some(), "spec.sandbox.runtimeClass", "leave it out");
+    say(spec.budget.is_some(), "spec.budget", "it needs the model gateway; leave it out");
+    sentences
+}
+
+fn required_gates(spec: &AgentSpec, mistakes: &mut Mistakes) -> Vec<GateName> {
+    let names = spec.gates.iter().filter_map(|g| g.required.as_ref()).flatten();
+    names.filter_map(|name| mistakes.take("spec.gates.required", GateName::new(name.as_str()))).collect()
+}
+
+fn depends_on(spec: &AgentSpec, meta: &Meta, mistakes: &mut Mistakes) -> Vec<AgentName> {
+    let names = spec.depends_on.iter().flatten();
+    let names: Vec<AgentName> = names.filter_map(|name| mistakes.take("spec.dependsOn", AgentName::new(name.as_str()))).collect();
+    if let Some(own) = meta.name.as_ref().filter(|own| names.contains(own)) {
+        mistakes.0.push(format!("spec.dependsOn: {own} cannot depend on itself"));
+    }
+    names
+}
+
+/// First and longest waiting time; a first one beyond the default of the longest raises that.
+fn backoff(spec: &AgentSpec, mistakes: &mut Mistakes) -> (Duration, Duration) {
+    let given = spec.backoff.clone().unwrap_or_default();
+    let initial = duration(given.initial.as_deref(), BACKOFF_INITIAL_DEFAULT, "spec.backoff.initial", mistakes);
+    let max = duration(given.max.as_deref(), BACKOFF_MAX_DEFAULT.max(initial), "spec.backoff.max", mistakes);
+    if max < initial {
+        mistakes.0.push("spec.backoff.max: must not be shorter than spec.backoff.initial".to_owned());
+    }
+    (initial, max)
+}
+
+fn check_repository(repository: &str, mistakes: &mut Mistakes) {
+    if repository.is_empty() || repository.starts_with('-') || repository.chars().any(char::is_control) {
+        let rule = "must be a URL or path, without control characters, that does not start with '-'";
+        mistakes.0.push(format!("spec.context.repository: {rule}"));
     }
 }

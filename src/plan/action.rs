@@ -23,19 +23,14 @@ pub enum Action {
     AddFinalizer,
     /// Fetch the repository, find the base, the target ref and the gates. Blocking.
     Resolve,
-    /// Lay out the working tree. Blocking.
-    EnsureWorkspace {
-        /// For which attempt.
-        attempt: Attempt,
-        /// Commit to lay out from.
-        base: CommitId,
-        /// Commit whose content to lay out instead (a merge with conflict markers).
-        content: Option<CommitId>,
-    },
-    /// Make a sandbox and grant its start. Blocking.
+    /// Lay out the tree that the run works on, make a sandbox and grant its start. Blocking.
     EnsureSandbox {
         /// Which run.
         run: RunId,
+        /// Commit that the tree starts from.
+        base: CommitId,
+        /// Commit whose content is laid out instead (a merge with conflict markers; for a gate the commit it judges).
+        content: Option<CommitId>,
     },
     /// SIGKILL everything in the sandbox and look that it is gone. Blocking.
     StopSandbox {
@@ -121,7 +116,7 @@ impl Action {
         match self {
             Self::AddFinalizer | Self::RemoveFinalizer | Self::DeleteRecord => Fence::CompareAndSet,
             Self::Archive | Self::Resolve | Self::TakeSnapshot { .. } | Self::Integrate { .. } => Fence::SameResult,
-            Self::EnsureWorkspace { .. } | Self::StopSandbox { .. } | Self::RemoveSandbox { .. } => Fence::NameWithAttempt,
+            Self::StopSandbox { .. } | Self::RemoveSandbox { .. } => Fence::NameWithAttempt,
             Self::Rescue { .. } | Self::RemoveWorkspace => Fence::NameWithAttempt,
             Self::EnsureSandbox { .. } => Fence::InitEpoch,
             Self::Push { .. } => Fence::ExpectedOldRef,
@@ -134,7 +129,6 @@ impl Action {
         match self {
             Self::AddFinalizer | Self::Archive | Self::RemoveFinalizer | Self::DeleteRecord => false,
             Self::Resolve
-            | Self::EnsureWorkspace { .. }
             | Self::EnsureSandbox { .. }
             | Self::StopSandbox { .. }
             | Self::RemoveSandbox { .. }
@@ -152,8 +146,7 @@ impl Action {
         match self {
             Self::AddFinalizer => "AddFinalizer",
             Self::Resolve => "Resolve",
-            Self::EnsureWorkspace { .. } => "EnsureWorkspace",
-            Self::EnsureSandbox { run } => match run.role {
+            Self::EnsureSandbox { run, .. } => match run.role {
                 Role::Agent => "EnsureSandbox",
                 Role::Gate { .. } => "EnsureGate",
             },

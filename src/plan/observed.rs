@@ -1,7 +1,7 @@
 //! What was seen of one agent: `Unknown` (could not look) differs from `Seen` (looked, and this is all there is).
 
 use crate::api::agent::{Driver, GateDefinition};
-use crate::api::names::{Attempt, CommitId, RunId, Uid};
+use crate::api::names::{CommitId, RunId, Uid};
 use crate::plan::action::ActionId;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -234,6 +234,6 @@ pub struct Inventory {
     pub sandboxes: Vec<SandboxSeen>,
     /// Working trees by agent uid.
     pub workspaces: Vec<(Uid, String)>,
-    /// Trees of gates by agent uid and attempt, with the run they were made for.
-    pub gate_trees: Vec<(Uid, Attempt, String)>,
+    /// Trees of gates by agent uid, with the run they were made for.
+    pub gate_trees: Vec<(Uid, String)>,
 }

@@ -1,0 +1,298 @@
+//! One pass: live read -> validate -> observe -> plan -> status (compare-and-set) -> effects; `error_policy` beside it.
+//!
+//! The pass decides nothing itself: it carries facts to `plan` and starts what comes back, after the new status is stored. It waits for no
+//! agent, gate or push. A pass that was interrupted anywhere can simply be run again.
+
+use crate::api::agent::AgentStatus;
+use crate::api::condition;
+use crate::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Epoch, FINALIZER, Uid};
+use crate::api::validate::{ValidAgent, validate};
+use crate::effect::{EffectError, Subject, World};
+use crate::plan::action::{Action, Effect};
+use crate::plan::fleet::{Fleet, Member, Permit};
+use crate::plan::status::ending;
+use crate::plan::{Desired, Plan, plan};
+use crate::store::{Key, Record, Store, StoreError};
+use k8s_openapi::jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// How long a pass that failed for want of a store or a world waits at first; doubled by the caller up to `RETRY_MAX`.
+pub const RETRY_INITIAL: Duration = Duration::from_millis(200);
+/// Longest wait after failed passes.
+pub const RETRY_MAX: Duration = Duration::from_secs(15);
+
+/// Something the pass has to tell: for the audit log, events and metrics.
+#[derive(Debug, Clone)]
+pub enum Notice {
+    /// An effect is about to be applied.
+    Intent(Effect),
+    /// An effect was applied or started (`Ok`), or refused.
+    Outcome(Effect, Result<(), String>),
+    /// A fact changed: (record, agent's status before, and now).
+    Transition {
+        /// Which record.
+        key: Key,
+        /// Its identity.
+        uid: Uid,
+        /// Before.
+        before: Box<AgentStatus>,
+        /// Now.
+        after: Box<AgentStatus>,
+    },
+}
+
+/// Where notices go. Called in order; must not block for long.
+pub type Journal = Arc<dyn Fn(&Notice) + Send + Sync>;
+
+/// Everything a pass works with.
+pub struct Context {
+    /// The records.
+    pub store: Arc<dyn Store>,
+    /// Looks and does.
+    pub world: Arc<dyn World>,
+    /// Who may run now.
+    pub fleet: Mutex<Fleet>,
+    /// Epoch of the lease that this controller holds; `None`: it does not lead and does nothing.
+    pub epoch: Arc<dyn Fn() -> Option<Epoch> + Send + Sync>,
+    /// The time.
+    pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    /// Audit, events, metrics.
+    pub journal: Journal,
+    /// Wakes other records (their uid is looked up in the fleet).
+    pub wake: Arc<dyn Fn(Key) + Send + Sync>,
+    /// Resource versions that this controller wrote, so that its own writes wake nobody.
+    pub own_writes: Mutex<BTreeMap<Key, String>>,
+}
+
+impl Context {
+    /// The fleet; held for moments only, never across an await.
+    pub fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().expect("nobody panics while holding the fleet")
+    }
+
+    /// Takes a record into the fleet and wakes those whose answer may have changed.
+    pub fn take_into_fleet(&self, record: &Record, agent: Option<&ValidAgent>) {
+        let Ok(uid) = Uid::new(record.metadata.uid.clone().unwrap_or_default()) else { return };
+        let woken = match agent {
+            Some(agent) => self.fleet().upsert(member_of(record, agent)),
+            None => self.fleet().remove(&uid),
+        };
+        self.wake_all(woken);
+    }
+
+    /// Forgets a record that is gone and wakes those whose answer may have changed.
+    pub fn drop_from_fleet(&self, uid: &Uid) {
+        let woken = self.fleet().remove(uid);
+        self.wake_all(woken);
+    }
+
+    /// Wakes agents by uid.
+    pub fn wake_all(&self, uids: impl IntoIterator<Item = Uid>) {
+        for uid in uids {
+            let key = self.fleet().member(&uid).map(|member| Key::agent(&member.namespace, &member.name));
+            if let Some(key) = key {
+                (self.wake)(key);
+            }
+        }
+    }
+
+    /// Remembers the resource version of a record that this controller wrote.
+    pub fn remember_own_write(&self, record: &Record) {
+        let version = record.metadata.resource_version.clone().unwrap_or_default();
+        self.own_writes.lock().expect("nobody panics while holding it").insert(record.key(), version);
+    }
+
+    /// Whether a watched change is this controller's own last write.
+    pub fn is_own_write(&self, record: &Record) -> bool {
+        let own = self.own_writes.lock().expect("nobody panics while holding it");
+        own.get(&record.key()).is_some_and(|version| Some(version) == record.metadata.resource_version.as_ref())
+    }
+}
+
+/// What the fleet needs of a record.
+#[must_use]
+pub fn member_of(record: &Record, agent: &ValidAgent) -> Member {
+    let labels = record.metadata.labels.clone().unwrap_or_default();
+    let rerun_of = record.spec.get("rerunOf").and_then(|v| v.as_str()).map(str::to_owned);
+    Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of)
+}
+
+/// When to come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// When something changes.
+    Await,
+    /// After this time at the latest.
+    After(Duration),
+}
+
+/// Why a pass was broken off.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// The store refused or did not answer.
+    #[error("failed to {what} {key:?}")]
+    Store {
+        /// Verb.
+        what: &'static str,
+        /// Which record.
+        key: Key,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// An effect could not be applied or started.
+    #[error("failed to apply {action} for {key:?}")]
+    Effect {
+        /// Which action.
+        action: &'static str,
+        /// Which record.
+        key: Key,
+        /// Why.
+        #[source]
+        source: EffectError,
+    },
+    /// A record without a usable uid: a store that breaks its contract.
+    #[error("{0:?} has no usable uid")]
+    NoUid(Key),
+}
+
+/// How long to wait after a pass that was broken off, by kind: a conflict is read again now, the rest waits.
+#[must_use]
+pub fn error_policy(error: &PassError, failures: u32) -> Next {
+    let wait = RETRY_INITIAL.saturating_mul(1 << failures.min(10)).min(RETRY_MAX);
+    match error {
+        PassError::Store { source: StoreError::Conflict(_) | StoreError::NotFound(_), .. } => Next::After(Duration::ZERO),
+        PassError::Effect { source: EffectError::Store(StoreError::Conflict(_) | StoreError::NotFound(_)), .. } => {
+            Next::After(Duration::ZERO)
+        }
+        PassError::Effect { source: EffectError::Fenced { .. }, .. } => Next::Await,
+        PassError::Store { .. } | PassError::Effect { .. } => Next::After(wait),
+        PassError::NoUid(_) => Next::After(RETRY_MAX),
+    }
+}
+
+/// One pass over one agent.
+/// # Errors
+/// `PassError`; nothing is lost, and `error_policy` says when to come back.
+pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
+    let Some(epoch) = (ctx.epoch)() else { return Ok(Next::Await) };
+    let read = ctx.store.get(key).await.map_err(|source| PassError::Store { what: "read", key: key.clone(), source })?;
+    let Some(record) = read else { return Ok(Next::Await) };
+    let uid = Uid::new(record.metadata.uid.clone().unwrap_or_default()).map_err(|_| PassError::NoUid(key.clone()))?;
+    let checked = validate(&record);
+    ctx.take_into_fleet(&record, checked.as_ref().ok());
+    let stored = match &checked {
+        Ok(agent) => agent.status.clone(),
+        Err(_) => serde_json::from_value(record.status.clone()).unwrap_or_default(),
+    };
+    let mut subject = Subject { record, uid, agent: checked.as_ref().ok().cloned() };
+    let observed = ctx.world.observe(&subject).await;
+    let permit = permit_for(ctx, &subject);
+    let desired = desired(&subject, &stored, checked.as_ref().map_err(Vec::as_slice));
+    let decided = plan(&desired, &observed, &permit, (ctx.clock)());
+    debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
+    let wrote = store_status(ctx, &mut subject, &stored, &decided).await?;
+    ctx.world.acknowledge(&subject.uid, &decided.taken);
+    let started = apply(ctx, &subject, epoch, &decided).await?;
+    Ok(next(&decided, wrote, started))
+}
+
+fn desired<'a>(subject: &'a Subject, stored: &'a AgentStatus, spec: Result<&'a ValidAgent, &'a [String]>) -> Desired<'a> {
+    let metadata = &subject.record.metadata;
+    let annotation = |name: &str| metadata.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str);
+    Desired {
+        uid: &subject.uid,
+        generation: metadata.generation.unwrap_or_default(),
+        has_finalizer: metadata.finalizers.as_ref().is_some_and(|all| all.iter().any(|f| f == FINALIZER)),
+        deleting: metadata.deletion_timestamp.as_ref().map(|_| annotation(ANNOTATION_ENDED_BY).unwrap_or("delete")),
+        discard: annotation(ANNOTATION_DISCARD) == Some("true"),
+        status: stored,
+        spec,
+    }
+}
+
+fn permit_for(ctx: &Context, subject: &Subject) -> Permit {
+    let fleet = ctx.fleet();
+    if subject.agent.is_some() {
+        return fleet.permit(&subject.uid);
+    }
+    let metadata = &subject.record.metadata;
+    let labels = metadata.labels.clone().unwrap_or_default();
+    fleet.halt_on(metadata.namespace.as_deref().unwrap_or_default(), &labels).unwrap_or(Permit::Granted)
+}
+
+/// Stores the status if it says anything new. Facts are durable before any effect that needs them.
+async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus, decided: &Plan) -> Result<bool, PassError> {
+    if decided.status == *stored {
+        return Ok(false);
+    }
+    let mut record = subject.record.clone();
+    record.status = serde_json::to_value(&decided.status).expect("a status is plain data");
+    let key = record.key();
+    let written = ctx.store.replace_status(record).await.map_err(|source| PassError::Store {
+        what: "write the status of",
+        key: key.clone(),
+        source,
+    })?;
+    subject.record = written;
+    if let Some(agent) = subject.agent.as_mut() {
+        agent.status = decided.status.clone();
+    }
+    ctx.remember_own_write(&subject.record);
+    ctx.take_into_fleet(&subject.record, subject.agent.as_ref());
+    (ctx.journal)(&Notice::Transition {
+        key,
+        uid: subject.uid.clone(),
+        before: Box::new(stored.clone()),
+        after: Box::new(decided.status.clone()),
+    });
+    Ok(true)
+}
+
+/// Applies the actions in order; the first error ends the pass. Returns whether all were started.
+async fn apply(ctx: &Context, subject: &Subject, epoch: Epoch, decided: &Plan) -> Result<bool, PassError> {
+    for action in &decided.actions {
+        let effect = Effect { key: subject.record.key(), uid: subject.uid.clone(), epoch, action: action.clone() };
+        if starts_something(action) && is_halted(ctx, subject) {
+            return Ok(false);
+        }
+        (ctx.journal)(&Notice::Intent(effect.clone()));
+        let result = ctx.world.apply(subject, effect.clone()).await;
+        (ctx.journal)(&Notice::Outcome(effect.clone(), result.as_ref().map(|_| ()).map_err(ToString::to_string)));
+        result.map_err(|source| PassError::Effect { action: action.name(), key: effect.key, source })?;
+    }
+    Ok(true)
+}
+
+/// Halts are looked at again right before each start: one may have been engaged since the plan was made.
+fn is_halted(ctx: &Context, subject: &Subject) -> bool {
+    let metadata = &subject.record.metadata;
+    let labels = metadata.labels.clone().unwrap_or_default();
+    ctx.fleet().halt_on(metadata.namespace.as_deref().unwrap_or_default(), &labels).is_some()
+}
+
+fn starts_something(action: &Action) -> bool {
+    match action {
+        Action::Resolve | Action::EnsureSandbox { .. } | Action::Integrate { .. } | Action::Push { .. } => true,
+        Action::AddFinalizer
+        | Action::StopSandbox { .. }
+        | Action::RemoveSandbox { .. }
+        | Action::TakeSnapshot { .. }
+        | Action::Rescue { .. }
+        | Action::RemoveWorkspace
+        | Action::Archive
+        | Action::RemoveFinalizer
+        | Action::DeleteRecord => false,
+    }
+}
+
+fn next(decided: &Plan, wrote: bool, started: bool) -> Next {
+    let settled = ending(&decided.status).is_some() && condition::is_true(&decided.status.conditions, condition::CLEANED_UP);
+    // A status that changed while nothing was started may open the next step; our own write does not wake us.
+    if !started || (wrote && decided.actions.is_empty() && !settled && decided.requeue_after.is_none()) {
+        return Next::After(Duration::ZERO);
+    }
+    decided.requeue_after.map_or(Next::Await, Next::After)
+}

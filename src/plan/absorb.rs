@@ -1,0 +1,298 @@
+//! Outcomes of earlier effects -> facts in the status. An outcome that answers a question nobody asks any more is only forgotten.
+//!
+//! Nothing is decided here beyond whose failure it was: agent failures and rejections share `maxRetries` and become feedback for the
+//! next round, the infrastructure has a budget of its own.
+
+use crate::api::agent::{AgentStatus, Feedback, GateSetStatus, PushStatus, WorkspaceStatus};
+use crate::api::condition::{self, reason};
+use crate::api::names::CommitId;
+use crate::api::validate::ValidAgent;
+use crate::plan::Plan;
+use crate::plan::action::{Action, ActionId};
+use crate::plan::gates::keep_end;
+use crate::plan::observed::{Failure, FailureClass, Integrated, Observed, Outcome, Pushed, Resolved, Snapshot};
+use crate::plan::retry::{BASE_MOVES_MAX, INFRASTRUCTURE_FAILURES_MAX};
+use crate::plan::status::{complete, ending, fail};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+
+/// How many rounds of feedback a record keeps.
+pub const FEEDBACK_ROUNDS_MAX: usize = 8;
+/// Longest details of one feedback, in bytes.
+pub const FEEDBACK_BYTES_MAX: usize = 16 * 1024;
+
+/// Takes in every outcome that the present attempt asked for.
+pub(super) fn absorb(plan: &mut Plan, agent: &ValidAgent, observed: &Observed, now: Timestamp) {
+    for (id, outcome) in &observed.outcomes {
+        if ending(&plan.status).is_some() {
+            return;
+        }
+        match outcome {
+            Ok(outcome) => take_success(plan, agent, id, outcome, now),
+            Err(failure) => take_failure(plan, id, failure, now),
+        }
+    }
+}
+
+fn take_success(plan: &mut Plan, agent: &ValidAgent, id: &ActionId, outcome: &Outcome, now: Timestamp) {
+    plan.taken.insert(id.clone());
+    let wanted = is_wanted(&plan.status, &id.0);
+    match (&id.0, outcome) {
+        (Action::Resolve, Outcome::Resolved(resolved)) if wanted => take_resolved(plan, agent, resolved, now),
+        (Action::TakeSnapshot { .. }, Outcome::Snapshot(snapshot)) if wanted => take_snapshot(plan, agent, snapshot, now),
+        (Action::Integrate { .. }, Outcome::Integrated(integrated)) if wanted => take_integrated(plan, agent, integrated, now),
+        (Action::Push { .. }, Outcome::Pushed(pushed)) if wanted => take_pushed(plan, agent, pushed, now),
+        // Everything else is seen by looking (sandboxes, trees), or nobody asks for it any more.
+        _ => {}
+    }
+}
+
+/// Whether the record still asks what this action answers.
+fn is_wanted(status: &AgentStatus, action: &Action) -> bool {
+    let workspace = status.workspace.as_ref();
+    let candidate = workspace.and_then(|w| w.candidate_sha.as_deref());
+    let head = workspace.and_then(|w| w.head_sha.as_deref());
+    match action {
+        Action::Resolve => status.attempt == 0,
+        Action::EnsureSandbox { run, .. } => run.attempt.0 == status.attempt && !status.between_attempts,
+        Action::TakeSnapshot { attempt, .. } => attempt.0 == status.attempt && candidate.is_none() && !status.between_attempts,
+        Action::Integrate { attempt, candidate: of, round } => {
+            attempt.0 == status.attempt
+                && candidate == Some(of.as_str())
+                && head.is_none()
+                && workspace.is_some_and(|w| w.base_moves == *round)
+        }
+        Action::Push { attempt, head: of, .. } => attempt.0 == status.attempt && head == Some(of.as_str()),
+        Action::AddFinalizer
+        | Action::StopSandbox { .. }
+        | Action::RemoveSandbox { .. }
+        | Action::Rescue { .. }
+        | Action::RemoveWorkspace
+        | Action::Archive
+        | Action::RemoveFinalizer
+        | Action::DeleteRecord => false,
+    }
+}
+
+fn take_failure(plan: &mut Plan, id: &ActionId, failure: &Failure, now: Timestamp) {
+    match &id.0 {
+        // Clean-up failures only space the tries (`Plan::act`); they stay until the action is started again.
+        Action::StopSandbox { .. } | Action::RemoveSandbox { .. } | Action::Rescue { .. } | Action::RemoveWorkspace => return,
+        _ => {}
+    }
+    plan.taken.insert(id.clone());
+    if !is_wanted(&plan.status, &id.0) {
+        return;
+    }
+    match (failure.class, &id.0) {
+        (FailureClass::Invalid, Action::Resolve) => {
+            condition::set(&mut plan.status.conditions, condition::ADMITTED, false, &failure.reason, &failure.message, now);
+            plan.status.last_failure_at = Some(MicroTime(now));
+        }
+        _ => infrastructure_failure(plan, &failure.reason, &failure.message, now),
+    }
+}
+
+fn take_resolved(plan: &mut Plan, agent: &ValidAgent, resolved: &Resolved, now: Timestamp) {
+    let base_is_target = agent.branch.as_ref() == Some(&agent.target_branch);
+    if let (Some(existing), false) = (&resolved.target, base_is_target) {
+        let message = format!(
+            "branch {} exists on {} already, at {existing}; choose another context.targetBranch or delete it there",
+            agent.target_branch, resolved.remote
+        );
+        condition::set(&mut plan.status.conditions, condition::ADMITTED, false, reason::BRANCH_TAKEN, &message, now);
+        plan.status.last_failure_at = Some(MicroTime(now));
+        return;
+    }
+    let status = &mut plan.status;
+    status.last_failure_at = None;
+    status.gate_set = Some(GateSetStatus {
+        source: resolved.gate_source.clone(),
+        trusted_sha: resolved.trusted.to_string(),
+        gates: resolved.gates.clone(),
+    });
+    status.workspace = Some(WorkspaceStatus { base_sha: Some(resolved.base.to_string()), ..WorkspaceStatus::default() });
+    status.push = Some(PushStatus {
+        remote: resolved.remote.clone(),
+        ref_name: agent.target_branch.full_ref(),
+        expected_old: resolved.target.as_ref().map(CommitId::to_string).unwrap_or_default(),
+        sha: None,
+        verified_at: None,
+    });
+    condition::set(&mut status.conditions, condition::ADMITTED, true, reason::MET, "repository, branch and gates were found", now);
+}
+
+fn take_snapshot(plan: &mut Plan, agent: &ValidAgent, snapshot: &Snapshot, now: Timestamp) {
+    let said_why = plan.status.run.as_ref().and_then(|run| run.summary.clone()).filter(|summary| !summary.trim().is_empty());
+    match (snapshot, said_why) {
+        (Snapshot::Candidate(sha), _) => {
+            if let Some(workspace) = plan.status.workspace.as_mut() {
+                workspace.candidate_sha = Some(sha.to_string());
+                workspace.conflicts.clear();
+            }
+        }
+        (Snapshot::Unchanged, Some(summary)) => complete(plan, reason::NO_CHANGES, format!("the agent changed nothing: {summary}"), now),
+        (Snapshot::Unchanged, None) => {
+            let text = "the agent changed nothing and did not say why; change the tree, or write a summary to /mosaic/out/result.json";
+            agent_failure(plan, agent, reason::NOTHING_CHANGED, "agent", text, None, now);
+        }
+        (Snapshot::Refused(lines), _) => {
+            let details = Some(lines.join("\n"));
+            let summary = format!("the tree cannot become a commit: {}", lines.first().map_or("", String::as_str));
+            rejection(plan, agent, reason::TREE_REFUSED, "tree", &summary, details, now);
+        }
+        (Snapshot::Unresolved(paths), _) => {
+            let summary = "conflict markers are still in the tree; resolve them and remove the marker lines";
+            rejection(plan, agent, reason::MERGE_CONFLICT, "conflict", summary, Some(paths.join("\n")), now);
+        }
+    }
+}
+
+fn take_integrated(plan: &mut Plan, agent: &ValidAgent, integrated: &Integrated, now: Timestamp) {
+    let Some(workspace) = plan.status.workspace.as_mut() else { return };
+    match integrated {
+        Integrated::Head { head, base } => {
+            workspace.head_sha = Some(head.to_string());
+            workspace.head_base_sha = Some(base.to_string());
+        }
+        Integrated::Conflict { base, content, paths, hunks } => {
+            workspace.base_sha = Some(base.to_string());
+            workspace.content_sha = Some(content.to_string());
+            workspace.conflicts.clone_from(paths);
+            let summary = format!("the base branch moved to {base} and conflicts with the change in: {}", paths.join(", "));
+            rejection(plan, agent, reason::MERGE_CONFLICT, "conflict", &summary, Some(hunks.clone()), now);
+        }
+        Integrated::Empty { base } => {
+            complete(plan, reason::NO_CHANGES, format!("the base branch has all of the change already, at {base}"), now);
+        }
+    }
+}
+
+fn take_pushed(plan: &mut Plan, agent: &ValidAgent, pushed: &Pushed, now: Timestamp) {
+    match pushed {
+        Pushed::Verified(sha) => {
+            if let Some(push) = plan.status.push.as_mut() {
+                push.sha = Some(sha.to_string());
+                push.verified_at = Some(MicroTime(now));
+            }
+            complete(plan, reason::DELIVERED, format!("pushed and read back: {sha}"), now);
+        }
+        Pushed::BaseMoved(tip) => {
+            let Some(workspace) = plan.status.workspace.as_mut() else { return };
+            workspace.base_moves += 1;
+            workspace.head_sha = None;
+            workspace.head_base_sha = None;
+            condition::set(
+                &mut plan.status.conditions,
+                condition::GATES_PASSED,
+                false,
+                reason::BASE_MOVING,
+                &format!("the base branch moved to {tip}"),
+                now,
+            );
+            if plan.status.workspace.as_ref().is_some_and(|w| w.base_moves > BASE_MOVES_MAX) {
+                infrastructure_failure(plan, reason::BASE_MOVING, "the base branch moves faster than the gates run", now);
+            }
+        }
+        Pushed::RefTaken(found) => {
+            let found = found.as_ref().map_or_else(|| "is gone".to_owned(), |sha| format!("is at {sha}"));
+            let target = &agent.target_branch;
+            fail(plan, reason::BRANCH_TAKEN, format!("branch {target} {found}: somebody else wrote it while the agent worked"), now);
+        }
+        Pushed::Rejected(words) => {
+            let summary = format!("the remote refused the push: {}", words.lines().next().unwrap_or_default());
+            rejection(plan, agent, reason::PUSH_REJECTED, "remote", &summary, Some(words.clone()), now);
+        }
+    }
+}
+
+/// A failure that is not the agent's: counted apart, tried again after a backoff, given up at its own limit.
+pub(super) fn infrastructure_failure(plan: &mut Plan, why: &str, message: &str, now: Timestamp) {
+    plan.status.counts.infrastructure += 1;
+    plan.status.last_failure_at = Some(MicroTime(now));
+    if plan.status.counts.infrastructure >= INFRASTRUCTURE_FAILURES_MAX {
+        fail(plan, why, format!("given up after {INFRASTRUCTURE_FAILURES_MAX} failures of the infrastructure: {message}"), now);
+    }
+}
+
+/// The agent's own failure: feedback, and another attempt after a backoff while `maxRetries` lasts.
+pub(super) fn agent_failure(
+    plan: &mut Plan,
+    agent: &ValidAgent,
+    why: &str,
+    kind: &str,
+    summary: &str,
+    details: Option<String>,
+    now: Timestamp,
+) {
+    plan.status.counts.agent_failures += 1;
+    plan.status.last_failure_at = Some(MicroTime(now));
+    plan.status.between_attempts = true;
+    tell_next_round(plan, kind, summary, details);
+    give_up_if_spent(plan, agent, why, summary, now);
+}
+
+/// A refused round: feedback, and the next attempt at once while `maxRetries` lasts.
+pub(super) fn rejection(
+    plan: &mut Plan,
+    agent: &ValidAgent,
+    why: &str,
+    kind: &str,
+    summary: &str,
+    details: Option<String>,
+    now: Timestamp,
+) {
+    plan.status.counts.rejections += 1;
+    tell_next_round(plan, kind, summary, details);
+    give_up_if_spent(plan, agent, why, summary, now);
+    if ending(&plan.status).is_none() {
+        begin_attempt(&mut plan.status, now);
+    }
+}
+
+fn give_up_if_spent(plan: &mut Plan, agent: &ValidAgent, why: &str, summary: &str, now: Timestamp) {
+    let counts = plan.status.counts;
+    let spent = counts.agent_failures + counts.rejections;
+    if spent > agent.retries_max {
+        fail(plan, why, format!("given up after {spent} refused or failed rounds (maxRetries {}): {summary}", agent.retries_max), now);
+    }
+}
+
+/// The next attempt: everything that belonged to the last one is forgotten, its tree and feedback stay.
+pub(super) fn begin_attempt(status: &mut AgentStatus, now: Timestamp) {
+    status.attempt += 1;
+    status.between_attempts = false;
+    status.started_at.get_or_insert(MicroTime(now));
+    status.sandbox = None;
+    status.progress = None;
+    if let Some(workspace) = status.workspace.as_mut() {
+        workspace.candidate_sha = None;
+        workspace.head_sha = None;
+        workspace.head_base_sha = None;
+        workspace.base_moves = 0;
+    }
+    if condition::get(&status.conditions, condition::GATES_PASSED).is_some() {
+        let text = "the commit of this attempt was not judged yet";
+        condition::set(&mut status.conditions, condition::GATES_PASSED, false, reason::PENDING, text, now);
+    }
+}
+
+fn tell_next_round(plan: &mut Plan, kind: &str, summary: &str, details: Option<String>) {
+    let feedback = &mut plan.status.feedback;
+    feedback.push(Feedback {
+        attempt: plan.status.attempt,
+        kind: kind.to_owned(),
+        summary: keep_start(summary, 1024),
+        details: details.map(|text| keep_end(&text, FEEDBACK_BYTES_MAX)).filter(|text| !text.is_empty()),
+    });
+    let excess = feedback.len().saturating_sub(FEEDBACK_ROUNDS_MAX);
+    feedback.drain(..excess);
+}
+
+fn keep_start(text: &str, bytes_max: usize) -> String {
+    let mut to = text.len().min(bytes_max);
+    while !text.is_char_boundary(to) {
+        to -= 1;
+    }
+    text[..to].to_owned()
+}

@@ -1,0 +1,497 @@
+//! Who may run now: halts, priorities, caps, dependencies, claims on task ids and branches.
+//!
+//! The view is kept incrementally: one changed record costs the same with ten agents as with ten thousand. `upsert`, `remove` and
+//! `set_halts` return the agents whose answer may have changed, so that only those are woken. `permit` answers for one agent.
+
+use crate::api::agent::AgentStatus;
+use crate::api::condition::reason;
+use crate::api::names::{AgentName, Uid};
+use crate::api::validate::ValidAgent;
+use crate::plan::status::{Ending, ending};
+use k8s_openapi::jiff::Timestamp;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Caps of one installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FleetLimits {
+    /// Agents that may be past their start and not finished.
+    pub running_max: usize,
+    /// Agents of those that may be between their start and a running sandbox.
+    pub starting_max: usize,
+}
+
+/// Where one agent is, for the fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Not begun, or between two attempts.
+    Waiting,
+    /// Begun; no sandbox of its present attempt runs yet.
+    Starting,
+    /// Runs, or is judged or pushed.
+    Running,
+    /// Finished and delivered.
+    Completed,
+    /// Failed or killed.
+    Failed,
+}
+
+/// What the fleet knows of one agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    /// Identity.
+    pub uid: Uid,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Labels, for halts.
+    pub labels: BTreeMap<String, String>,
+    /// Older ones win.
+    pub created_at: Timestamp,
+    /// 1 to 10.
+    pub priority: u8,
+    /// True: never in the queue.
+    pub suspend: bool,
+    /// True: not admitted; waits for its own re-check, outside the queue.
+    pub refused: bool,
+    /// True: is being deleted.
+    pub deleting: bool,
+    /// The caller's id of the task.
+    pub task_id: String,
+    /// Uid of the finished agent that this one runs again.
+    pub rerun_of: Option<String>,
+    /// Remote and target branch.
+    pub target: (String, String),
+    /// Names that must complete first.
+    pub depends_on: Vec<AgentName>,
+    /// Where it is.
+    pub place: Place,
+}
+
+impl Member {
+    /// What the fleet needs of an agent.
+    #[must_use]
+    pub fn of(agent: &ValidAgent, labels: BTreeMap<String, String>, deleting: bool, rerun_of: Option<String>) -> Self {
+        Self {
+            uid: agent.uid.clone(),
+            namespace: agent.namespace.to_string(),
+            name: agent.name.to_string(),
+            labels,
+            created_at: agent.created_at,
+            priority: agent.priority,
+            suspend: agent.suspend,
+            refused: crate::api::condition::get(&agent.status.conditions, crate::api::condition::ADMITTED)
+                .is_some_and(|c| c.status == "False"),
+            deleting,
+            task_id: agent.task_id.clone(),
+            rerun_of,
+            target: (agent.repository.clone(), agent.target_branch.to_string()),
+            depends_on: agent.depends_on.clone(),
+            place: place(&agent.status),
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        !matches!(self.place, Place::Completed | Place::Failed)
+    }
+
+    fn age(&self) -> (Timestamp, Uid) {
+        (self.created_at, self.uid.clone())
+    }
+}
+
+/// Where a status says that the agent is.
+#[must_use]
+pub fn place(status: &AgentStatus) -> Place {
+    match ending(status) {
+        Some(Ending::Completed) => Place::Completed,
+        Some(Ending::Failed | Ending::Killed) => Place::Failed,
+        None if status.attempt == 0 || status.between_attempts => Place::Waiting,
+        None if status.sandbox.is_none() && status.run.as_ref().is_none_or(|run| run.attempt < status.attempt) => Place::Starting,
+        None => Place::Running,
+    }
+}
+
+/// A halt in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HaltInForce {
+    /// Its name.
+    pub name: String,
+    /// Only this namespace; `None`: all.
+    pub namespace: Option<String>,
+    /// Labels that must match, `key=value`; empty: all.
+    pub match_labels: BTreeMap<String, String>,
+    /// Why, for people.
+    pub reason: String,
+}
+
+impl HaltInForce {
+    /// Whether the halt stops an agent with these labels in this namespace.
+    #[must_use]
+    pub fn matches(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
+            && self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+/// Whether one agent may go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Permit {
+    /// It may begin its next attempt.
+    Granted,
+    /// It must wait; one of `condition::reason` and a sentence.
+    Waiting {
+        /// Why, in one word.
+        reason: &'static str,
+        /// Why, in a sentence.
+        message: String,
+        /// True: the record is refused as it stands (`Admitted=False`), not merely queued.
+        refused: bool,
+    },
+    /// A halt matches, or the halts cannot be read.
+    Halted {
+        /// Name of the halt; `None`: unreadable.
+        by: Option<String>,
+        /// Why, in a sentence.
+        message: String,
+    },
+}
+
+type Claim = BTreeSet<(Timestamp, Uid)>;
+
+/// The fleet as the records show it.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    limits: FleetLimits,
+    members: BTreeMap<Uid, Member>,
+    names: BTreeMap<(String, String), Uid>,
+    tasks: BTreeMap<(String, String), Claim>,
+    targets: BTreeMap<(String, String), Claim>,
+    dependents: BTreeMap<(String, String), BTreeSet<Uid>>,
+    ready: BTreeSet<(Reverse<u8>, Timestamp, Uid)>,
+    halts: Option<Vec<HaltInForce>>,
+    counts: Counts,
+}
+
+/// How many agents are where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Waiting, whatever for.
+    pub pending: usize,
+    /// Begun, without a running sandbox.
+    pub starting: usize,
+    /// Running, judged or pushed.
+    pub running: usize,
+    /// Delivered.
+    pub completed: usize,
+    /// Failed or killed.
+    pub failed: usize,
+}
+
+impl Counts {
+    fn slot(&mut self, place: Place) -> &mut usize {
+        match place {
+            Place::Waiting => &mut self.pending,
+            Place::Starting => &mut self.starting,
+            Place::Running => &mut self.running,
+            Place::Completed => &mut self.completed,
+            Place::Failed => &mut self.failed,
+        }
+    }
+}
+
+impl Fleet {
+    /// An empty fleet whose halts were not read yet: everything counts as halted until `set_halts`.
+    #[must_use]
+    pub fn new(limits: FleetLimits) -> Self {
+        Self {
+            limits,
+            members: BTreeMap::new(),
+            names: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            dependents: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            halts: None,
+            counts: Counts::default(),
+        }
+    }
+
+    /// How many agents are where.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The queue, most urgent first, at most `limit`.
+    pub fn queue(&self, limit: usize) -> impl Iterator<Item = &Member> {
+        self.ready.iter().take(limit).filter_map(|(_, _, uid)| self.members.get(uid))
+    }
+
+    /// The halts in force; `None`: they cannot be read, which counts as halted. Returns every agent that this may stop.
+    pub fn set_halts(&mut self, halts: Option<Vec<HaltInForce>>) -> Vec<Uid> {
+        if self.halts == halts {
+            return Vec::new();
+        }
+        self.halts = halts;
+        let live: Vec<Uid> = self.members.values().filter(|m| m.is_live()).map(|m| m.uid.clone()).collect();
+        for uid in &live {
+            self.place_in_queue(uid);
+        }
+        live
+    }
+
+    /// Takes in a new or changed agent. Returns others whose answer may have changed.
+    pub fn upsert(&mut self, member: Member) -> BTreeSet<Uid> {
+        if self.members.get(&member.uid) == Some(&member) {
+            return BTreeSet::new();
+        }
+        let uid = member.uid.clone();
+        let front_before = self.front();
+        let mut affected = self.take_out(&uid);
+        affected.extend(self.put_in(member));
+        self.settle(&uid, affected, &front_before)
+    }
+
+    /// Forgets an agent whose record is gone. Returns others whose answer may have changed.
+    pub fn remove(&mut self, uid: &Uid) -> BTreeSet<Uid> {
+        let front_before = self.front();
+        let affected = self.take_out(uid);
+        self.settle(uid, affected, &front_before)
+    }
+
+    /// What the fleet knows of an agent.
+    #[must_use]
+    pub fn member(&self, uid: &Uid) -> Option<&Member> {
+        self.members.get(uid)
+    }
+
+    /// Whether a halt stops this agent: the first rule of every plan, and checked again before every start.
+    #[must_use]
+    pub fn halt_on(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Option<Permit> {
+        let Some(halts) = &self.halts else {
+            return Some(Permit::Halted { by: None, message: "the halts cannot be read, which counts as halted".to_owned() });
+        };
+        let halt = halts.iter().find(|halt| halt.matches(namespace, labels))?;
+        Some(Permit::Halted { by: Some(halt.name.clone()), message: format!("halted by {}: {}", halt.name, halt.reason) })
+    }
+
+    /// Whether the agent may begin its next attempt now.
+    #[must_use]
+    pub fn permit(&self, uid: &Uid) -> Permit {
+        let Some(member) = self.members.get(uid) else {
+            return waiting(reason::PENDING, "the record has just appeared".to_owned());
+        };
+        if let Some(halted) = self.halt_on(&member.namespace, &member.labels) {
+            return halted;
+        }
+        if let Some(blocked) = self.blocker(member) {
+            return blocked;
+        }
+        if member.place != Place::Waiting || member.refused {
+            return Permit::Granted;
+        }
+        let free = self.free();
+        let first = self.ready.iter().take(free).any(|(_, _, ready)| ready == uid);
+        match first {
+            true => Permit::Granted,
+            false if self.counts.starting >= self.limits.starting_max => {
+                waiting(reason::STARTING_LIMIT, format!("{} agents are starting, which is the limit", self.limits.starting_max))
+            }
+            false => {
+                waiting(reason::QUEUED, format!("waits for one of {} places; higher priority and older go first", self.limits.running_max))
+            }
+        }
+    }
+
+    /// How many may begin now.
+    fn free(&self) -> usize {
+        let active = self.counts.starting + self.counts.running;
+        let places = self.limits.running_max.saturating_sub(active);
+        places.min(self.limits.starting_max.saturating_sub(self.counts.starting))
+    }
+
+    fn front(&self) -> BTreeSet<Uid> {
+        self.ready.iter().take(self.free()).map(|(_, _, uid)| uid.clone()).collect()
+    }
+
+    /// Puts the changed agent and all it touches into their places in the queue; returns those to wake.
+    fn settle(&mut self, uid: &Uid, affected: BTreeSet<Uid>, front_before: &BTreeSet<Uid>) -> BTreeSet<Uid> {
+        self.place_in_queue(uid);
+        for other in &affected {
+            self.place_in_queue(other);
+        }
+        let mut wake: BTreeSet<Uid> = self.front().difference(front_before).cloned().collect();
+        wake.extend(affected);
+        wake.remove(uid);
+        wake
+    }
+
+    fn place_in_queue(&mut self, uid: &Uid) {
+        let Some(member) = self.members.get(uid) else { return };
+        let entry = (Reverse(member.priority), member.created_at, uid.clone());
+        let halted = self.halt_on(&member.namespace, &member.labels).is_some();
+        let waits = member.place == Place::Waiting && !member.suspend && !member.deleting && !member.refused;
+        if waits && !halted && self.blocker(member).is_none() {
+            self.ready.insert(entry);
+        } else {
+            self.ready.remove(&entry);
+        }
+    }
+
+    /// Why the agent may not run whatever places are free: dependencies and claims.
+    fn blocker(&self, member: &Member) -> Option<Permit> {
+        if !member.is_live() {
+            return None;
+        }
+        self.dependency_blocker(member).or_else(|| self.claim_blocker(member))
+    }
+
+    fn dependency_blocker(&self, member: &Member) -> Option<Permit> {
+        for name in &member.depends_on {
+            let key = (member.namespace.clone(), name.to_string());
+            let Some(dependency) = self.names.get(&key).and_then(|uid| self.members.get(uid)) else {
+                return Some(refused(
+                    reason::DEPENDENCY_MISSING,
+                    format!("dependsOn names {name}, and there is no such agent in namespace {}", key.0),
+                ));
+            };
+            match dependency.place {
+                Place::Completed => {}
+                Place::Failed => {
+                    return Some(refused(
+                        reason::DEPENDENCY_FAILED,
+                        format!("{name} failed or was killed; run it again or delete this agent"),
+                    ));
+                }
+                Place::Waiting | Place::Starting | Place::Running => {
+                    if let Some(cycle) = self.cycle_from(member) {
+                        return Some(refused(
+                            reason::DEPENDENCY_CYCLE,
+                            format!("dependsOn is a cycle: {}; delete one of them", cycle.join(" -> ")),
+                        ));
+                    }
+                    return Some(waiting(reason::DEPENDENCY_PENDING, format!("waits for {name} to complete")));
+                }
+            }
+        }
+        None
+    }
+
+    /// The way from the agent back to itself along `dependsOn`, if there is one.
+    fn cycle_from(&self, member: &Member) -> Option<Vec<String>> {
+        let mut seen = BTreeSet::new();
+        let mut path = vec![(member.name.clone(), 0_usize)];
+        while let Some((name, next)) = path.last_mut() {
+            let key = (member.namespace.clone(), name.clone());
+            let current = self.names.get(&key).and_then(|uid| self.members.get(uid));
+            let Some(dependency) = current.and_then(|m| m.depends_on.get(*next)) else {
+                path.pop();
+                continue;
+            };
+            *next += 1;
+            let dependency = dependency.to_string();
+            if dependency == member.name {
+                return Some(path.into_iter().map(|(name, _)| name).chain([dependency]).collect());
+            }
+            if seen.insert(dependency.clone()) {
+                path.push((dependency, 0));
+            }
+        }
+        None
+    }
+
+    fn claim_blocker(&self, member: &Member) -> Option<Permit> {
+        let age = member.age();
+        let older = |claims: Option<&Claim>| claims.and_then(|all| all.first().cloned()).filter(|first| *first < age);
+        let holder = |uid: &Uid| self.members.get(uid);
+        if let Some(other) = older(self.tasks.get(&(member.namespace.clone(), member.task_id.clone()))).and_then(|(_, uid)| holder(&uid)) {
+            let rerun = member.rerun_of.is_some() && !self.other_live_with_task(member);
+            if !rerun {
+                return Some(refused(
+                    reason::TASK_ID_TAKEN,
+                    format!(
+                        "task id {:?} belongs to {}; delete that agent, or name its uid in rerunOf once it is finished",
+                        member.task_id, other.name
+                    ),
+                ));
+            }
+        }
+        let other = older(self.targets.get(&member.target)).and_then(|(_, uid)| holder(&uid))?;
+        Some(refused(
+            reason::BRANCH_TAKEN,
+            format!("{} writes to {} of the same repository; choose another targetBranch", other.name, member.target.1),
+        ))
+    }
+
+    fn other_live_with_task(&self, member: &Member) -> bool {
+        let claims = self.tasks.get(&(member.namespace.clone(), member.task_id.clone()));
+        let age = member.age();
+        claims.into_iter().flatten().filter(|claim| **claim < age).any(|(_, uid)| self.members.get(uid).is_some_and(Member::is_live))
+    }
+
+    /// Removes an agent from every index; returns those whose answer may depend on it.
+    fn take_out(&mut self, uid: &Uid) -> BTreeSet<Uid> {
+        let Some(member) = self.members.remove(uid) else { return BTreeSet::new() };
+        *self.counts.slot(member.place) -= 1;
+        self.ready.remove(&(Reverse(member.priority), member.created_at, uid.clone()));
+        let key = (member.namespace.clone(), member.name.clone());
+        if self.names.get(&key) == Some(uid) {
+            self.names.remove(&key);
+        }
+        let age = member.age();
+        drop_claim(&mut self.tasks, (member.namespace.clone(), member.task_id.clone()), &age);
+        drop_claim(&mut self.targets, member.target.clone(), &age);
+        for name in &member.depends_on {
+            let key = (member.namespace.clone(), name.to_string());
+            if let Some(set) = self.dependents.get_mut(&key) {
+                set.remove(uid);
+                if set.is_empty() {
+                    self.dependents.remove(&key);
+                }
+            }
+        }
+        self.touched_by(&member)
+    }
+
+    fn put_in(&mut self, member: Member) -> BTreeSet<Uid> {
+        *self.counts.slot(member.place) += 1;
+        self.names.insert((member.namespace.clone(), member.name.clone()), member.uid.clone());
+        self.tasks.entry((member.namespace.clone(), member.task_id.clone())).or_default().insert(member.age());
+        if member.is_live() {
+            self.targets.entry(member.target.clone()).or_default().insert(member.age());
+        }
+        for name in &member.depends_on {
+            self.dependents.entry((member.namespace.clone(), name.to_string())).or_default().insert(member.uid.clone());
+        }
+        let touched = self.touched_by(&member);
+        self.members.insert(member.uid.clone(), member);
+        touched
+    }
+
+    /// Agents that depend on this one or compete with it for a task id or a branch.
+    fn touched_by(&self, member: &Member) -> BTreeSet<Uid> {
+        let dependents = self.dependents.get(&(member.namespace.clone(), member.name.clone())).into_iter().flatten().cloned();
+        let tasks = self.tasks.get(&(member.namespace.clone(), member.task_id.clone())).into_iter().flatten();
+        let targets = self.targets.get(&member.target).into_iter().flatten();
+        dependents.chain(tasks.chain(targets).map(|(_, uid)| uid.clone())).collect()
+    }
+}
+
+fn drop_claim(claims: &mut BTreeMap<(String, String), Claim>, key: (String, String), age: &(Timestamp, Uid)) {
+    if let Some(set) = claims.get_mut(&key) {
+        set.remove(age);
+        if set.is_empty() {
+            claims.remove(&key);
+        }
+    }
+}
+
+fn waiting(reason: &'static str, message: String) -> Permit {
+    Permit::Waiting { reason, message, refused: false }
+}
+
+fn refused(reason: &'static str, message: String) -> Permit {
+    Permit::Waiting { reason, message, refused: true }
+}

@@ -1,0 +1,122 @@
+//! Facts -> conditions, with phase and reason as their summary for people.
+
+use crate::api::agent::{AgentStatus, Phase, TaskState};
+use crate::api::condition::{self, reason};
+use crate::plan::{Desired, Plan};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+
+/// How an agent ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Delivered, or nothing to deliver.
+    Completed,
+    /// Given up.
+    Failed,
+    /// Killed.
+    Killed,
+}
+
+/// How the agent ended, if it has. A fact: read from conditions and `completedAt`, never from the phase.
+#[must_use]
+pub fn ending(status: &AgentStatus) -> Option<Ending> {
+    if condition::is_true(&status.conditions, condition::KILLED) {
+        return Some(Ending::Killed);
+    }
+    status.completed_at.as_ref()?;
+    let pushed = condition::get(&status.conditions, condition::PUSHED);
+    let delivered = pushed.is_some_and(|c| c.status == "True" || c.reason == reason::NO_CHANGES);
+    Some(if delivered { Ending::Completed } else { Ending::Failed })
+}
+
+/// Ends the agent as failed.
+pub(super) fn fail(plan: &mut Plan, why: &str, message: impl Into<String>, now: Timestamp) {
+    plan.status.completed_at = Some(MicroTime(now));
+    plan.status.reason = Some(why.to_owned());
+    plan.status.message = Some(message.into());
+}
+
+/// Ends the agent as completed: delivered, or with nothing to deliver.
+pub(super) fn complete(plan: &mut Plan, why: &str, message: impl Into<String>, now: Timestamp) {
+    let message = message.into();
+    condition::set(&mut plan.status.conditions, condition::PUSHED, why == reason::DELIVERED, why, &message, now);
+    plan.status.completed_at = Some(MicroTime(now));
+    plan.status.reason = Some(why.to_owned());
+    plan.status.message = Some(message);
+}
+
+/// Latches the agent as killed. What was delivered or given up before stays so.
+pub(super) fn latch_killed(plan: &mut Plan, message: &str, now: Timestamp) {
+    if ending(&plan.status).is_some() {
+        return;
+    }
+    condition::set(&mut plan.status.conditions, condition::KILLED, true, reason::KILLED, message, now);
+    plan.status.completed_at = Some(MicroTime(now));
+    plan.status.reason = Some(reason::KILLED.to_owned());
+    plan.status.message = Some(message.to_owned());
+}
+
+/// Sets everything that follows from the facts: conditions of the present attempt, phase, task state, reason, message.
+pub(super) fn summarise(plan: &mut Plan, desired: &Desired<'_>, now: Timestamp) {
+    let status = &mut plan.status;
+    status.observed_generation = Some(desired.generation);
+    let attempt = status.attempt;
+    let finished = status.run.as_ref().is_some_and(|run| run.attempt == attempt && attempt > 0);
+    if attempt > 0 {
+        let ready = status.sandbox.is_some() || finished;
+        let text = if ready { "the sandbox was granted its start" } else { "the sandbox of this attempt does not run yet" };
+        set(status, condition::SANDBOX_READY, ready, now, text);
+        let laid_out = status.workspace.as_ref().is_some_and(|w| w.worktree.is_some());
+        set(
+            status,
+            condition::WORKSPACE_READY,
+            laid_out,
+            now,
+            if laid_out { "the tree is laid out" } else { "the tree is not laid out yet" },
+        );
+        let text = if finished { "the agent has ended and nothing of it runs" } else { "the agent has not ended" };
+        set(status, condition::AGENT_FINISHED, finished, now, text);
+    }
+    let phase = phase(status);
+    status.phase = Some(phase);
+    status.task_state = Some(task_state(status, phase));
+    if ending(status).is_none() {
+        let first = plan.waiting.first();
+        plan.status.reason = first.map(|w| w.reason.clone());
+        plan.status.message = first.map(|w| steady(&w.message));
+    }
+}
+
+/// A waiting message without what changes from pass to pass: a status is written only when it says something new.
+fn steady(message: &str) -> String {
+    message.strip_suffix(" was started").map_or_else(|| message.to_owned(), |action| format!("{action} is under way"))
+}
+
+fn set(status: &mut AgentStatus, type_: &str, value: bool, now: Timestamp, message: &str) {
+    condition::set(&mut status.conditions, type_, value, if value { reason::MET } else { reason::PENDING }, message, now);
+}
+
+/// The phase never goes back: a later attempt of a running agent still runs.
+fn phase(status: &AgentStatus) -> Phase {
+    match ending(status) {
+        Some(Ending::Completed) => Phase::Completed,
+        Some(Ending::Failed) => Phase::Failed,
+        Some(Ending::Killed) => Phase::Killed,
+        None if status.attempt == 0 => Phase::Pending,
+        None if status.sandbox.is_some() || status.run.is_some() => Phase::Running,
+        None => status.phase.unwrap_or_default().max(Phase::Spawning),
+    }
+}
+
+fn task_state(status: &AgentStatus, phase: Phase) -> TaskState {
+    match phase {
+        Phase::Pending => TaskState::Pending,
+        Phase::Spawning => TaskState::Assigned,
+        Phase::Running => TaskState::Executing,
+        Phase::Completed => TaskState::Completed,
+        Phase::Failed | Phase::Killed => {
+            debug_assert!(status.completed_at.is_some(), "an ended agent has an end");
+            TaskState::Failed
+        }
+    }
+}
