@@ -3,5 +3,6 @@
 
 mod gates;
 mod records;
+mod skip;
 mod tidy;
 mod tools;
