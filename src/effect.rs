@@ -54,6 +54,9 @@ pub trait World: Send + Sync {
     /// Forgets outcomes: the record shows what they brought.
     fn acknowledge(&self, uid: &Uid, taken: &BTreeSet<ActionId>);
 
+    /// Forgets everything kept in memory for an agent whose record is gone.
+    fn forget(&self, uid: &Uid);
+
     /// Everything that carries our labels. An error means "could not look": nothing is removed.
     fn inventory(&self) -> BoxFuture<'_, Result<Inventory, EffectError>>;
 

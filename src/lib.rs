@@ -5,6 +5,12 @@
 #[cfg(feature = "controller")]
 pub mod api;
 #[cfg(feature = "controller")]
+pub mod cli;
+#[cfg(feature = "controller")]
+pub mod client;
+#[cfg(feature = "controller")]
+pub mod config;
+#[cfg(feature = "controller")]
 pub mod controller;
 #[cfg(feature = "controller")]
 pub mod effect;
@@ -16,6 +22,10 @@ pub mod plan;
 #[cfg(feature = "controller")]
 pub mod sandbox;
 #[cfg(feature = "controller")]
+pub mod server;
+#[cfg(feature = "controller")]
 pub mod store;
+#[cfg(feature = "controller")]
+pub mod telemetry;
 #[cfg(feature = "controller")]
 pub mod tools;

@@ -11,6 +11,7 @@ pub mod absorb;
 pub mod action;
 pub mod fleet;
 pub mod gates;
+pub mod halts;
 pub mod invariants;
 pub mod lifecycle;
 pub mod observed;

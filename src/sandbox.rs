@@ -5,6 +5,10 @@
 //! again (adoption), and its lease is renewed as if nothing had been. Every run's folder carries the uid, attempt and epoch.
 //! One contract suite (`tests/it/contracts/sandbox.rs`) runs on every driver.
 
+pub mod link;
+pub mod logs;
+pub mod process;
+
 use crate::api::names::{Epoch, RunId, Uid};
 use crate::api::validate::Limits;
 use crate::plan::observed::SandboxSeen;

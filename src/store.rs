@@ -6,6 +6,7 @@
 //! schema and CEL rules with the same words, and a capped history of records that are gone. An acknowledged write is durable.
 //! One conformance suite (`tests/it/contracts/store.rs`) runs on every keeper.
 
+pub mod admission;
 pub mod embedded;
 pub mod lease;
 

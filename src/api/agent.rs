@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
     plural = "agents",
     shortname = "ag",
     category = "mosaic",
+    doc = "A task on a git repository: an agent works on it, gates judge the exact commit, and the controller pushes it.",
     namespaced,
     status = "AgentStatus",
     derive = "PartialEq",
@@ -486,6 +487,9 @@ pub struct WorkspaceStatus {
     /// Name of the working tree, `agent-{agentId}-{taskId}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worktree: Option<String>,
+    /// Branch that the work starts from and is compared with before the push.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_branch: Option<String>,
     /// Commit that the tree starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_sha: Option<String>,

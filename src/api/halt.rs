@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
     kind = "Halt",
     plural = "halts",
     category = "mosaic",
+    doc = "A stop order: while it exists, nothing that matches starts and everything that matches is killed.",
     status = "HaltStatus",
     derive = "PartialEq",
     derive = "Default",

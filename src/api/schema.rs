@@ -62,6 +62,16 @@ pub fn check(kind: Kind, object: &Value, old: Option<&Value>) -> Result<(), Vec<
     Err(errors.iter().take(MISTAKES_MAX).map(sentences::of_rule).collect())
 }
 
+/// Checks the `status` of an object alone. No rule looks at a status, and its spec is not asked for.
+/// # Errors
+/// As [`check`].
+pub fn check_status(kind: Kind, object: &Value) -> Result<(), Vec<String>> {
+    // The status of an object without a spec: only what lies beneath /status counts.
+    let errors = compiled(kind).json.iter_errors(object).filter(|e| e.instance_path().as_str().starts_with("/status"));
+    let mistakes: Vec<String> = errors.take(MISTAKES_MAX).map(|e| sentences::of_schema(&e)).collect();
+    if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
+}
+
 /// Drops what the API server would drop: fields that the schema does not know, and nulls.
 pub fn prune(kind: Kind, object: &mut Value) {
     prune_value(&compiled(kind).schema, object, true);

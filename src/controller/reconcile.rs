@@ -88,6 +88,12 @@ impl Context {
         self.wake_all(woken);
     }
 
+    /// Forgets everything kept in memory for a record that is gone.
+    pub fn forget(&self, key: &Key, uid: &Uid) {
+        self.own_writes.lock().expect("nobody panics while holding it").remove(key);
+        self.world.forget(uid);
+    }
+
     /// Wakes agents by uid.
     pub fn wake_all(&self, uids: impl IntoIterator<Item = Uid>) {
         for uid in uids {

@@ -94,7 +94,7 @@ fn take_failure(plan: &mut Plan, id: &ActionId, failure: &Failure, now: Timestam
 }
 
 fn take_resolved(plan: &mut Plan, agent: &ValidAgent, resolved: &Resolved, now: Timestamp) {
-    let base_is_target = agent.branch.as_ref() == Some(&agent.target_branch);
+    let base_is_target = resolved.base_branch == agent.target_branch;
     if let (Some(existing), false) = (&resolved.target, base_is_target) {
         let message = format!(
             "branch {} exists on {} already, at {existing}; choose another context.targetBranch or delete it there",
@@ -111,7 +111,11 @@ fn take_resolved(plan: &mut Plan, agent: &ValidAgent, resolved: &Resolved, now: 
         trusted_sha: resolved.trusted.to_string(),
         gates: resolved.gates.clone(),
     });
-    status.workspace = Some(WorkspaceStatus { base_sha: Some(resolved.base.to_string()), ..WorkspaceStatus::default() });
+    status.workspace = Some(WorkspaceStatus {
+        base_branch: Some(resolved.base_branch.to_string()),
+        base_sha: Some(resolved.base.to_string()),
+        ..WorkspaceStatus::default()
+    });
     status.push = Some(PushStatus {
         remote: resolved.remote.clone(),
         ref_name: agent.target_branch.full_ref(),

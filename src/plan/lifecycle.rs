@@ -495,7 +495,8 @@ fn push(plan: &mut Plan, step: &Step<'_>) {
     if !retry_is_due(plan, step) {
         return;
     }
-    let target_is_base = step.agent.branch.as_ref() == Some(&step.agent.target_branch);
+    let base_branch = plan.status.workspace.as_ref().and_then(|w| w.base_branch.clone());
+    let target_is_base = base_branch.as_deref() == Some(step.agent.target_branch.as_str());
     let recorded = plan.status.push.as_ref().map(|push| push.expected_old.clone()).unwrap_or_default();
     let expected_old = if target_is_base { Some(base.clone()) } else { CommitId::new(recorded).ok() };
     let action = Action::Push { attempt: Attempt(plan.status.attempt), head, base, expected_old };

@@ -1,7 +1,7 @@
 //! What was seen of one agent: `Unknown` (could not look) differs from `Seen` (looked, and this is all there is).
 
 use crate::api::agent::{Driver, GateDefinition};
-use crate::api::names::{CommitId, RunId, Uid};
+use crate::api::names::{Branch, CommitId, RunId, Uid};
 use crate::plan::action::ActionId;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -139,6 +139,8 @@ pub enum Outcome {
 pub struct Resolved {
     /// The remote, without credentials.
     pub remote: String,
+    /// The base branch: the wished one, or the repository's default.
+    pub base_branch: Branch,
     /// Tip of the base branch.
     pub base: CommitId,
     /// Present value of the target ref; `None`: absent.

@@ -1,0 +1,392 @@
+//! Settings of `mosaic up`: flags, then `MOSAIC_*` variables, then a file, each name the same -> one validated `Config`.
+//!
+//! Flow: clap fills `Settings` from flags and environment, `Settings::or` adds what the file says, `Config::from_settings` checks
+//! everything at once. Values stay text until that check, so that one start names every bad value and not only the first one.
+//! Every limit has a unit, a default and a reason in its help text. No credential is ever a setting.
+
+use crate::api::agent::Driver;
+use crate::api::names::Namespace;
+use crate::api::validate::parse_duration;
+use serde::{Deserialize, Deserializer};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Where the server listens unless told otherwise.
+pub const LISTEN_DEFAULT: &str = "127.0.0.1:3001";
+/// Largest configuration file, in bytes.
+pub const FILE_BYTES_MAX: u64 = 256 * 1024;
+
+/// Settings as people write them; all text, all optional.
+#[derive(clap::Args, Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Settings {
+    /// Address of the HTTP server; loopback only, because there is one token and no encryption. Port 0 takes a free one [default: 127.0.0.1:3001]
+    #[arg(long, env = "MOSAIC_LISTEN", value_name = "ADDRESS:PORT")]
+    #[serde(deserialize_with = "scalar")]
+    pub listen: Option<String>,
+
+    /// Where agents run: auto or process; auto takes the best this build has [default: auto]
+    #[arg(long, env = "MOSAIC_DRIVER", value_name = "DRIVER")]
+    #[serde(deserialize_with = "scalar")]
+    pub driver: Option<String>,
+
+    /// Folder beneath which repositories may be given as paths; repeatable. Your home folder is always one
+    #[arg(long, env = "MOSAIC_LOCAL_REPOS", value_name = "FOLDER", value_delimiter = ':')]
+    #[serde(deserialize_with = "list")]
+    pub local_repos: Vec<String>,
+
+    /// Folder of tools or their caches that sandboxes see read-only; repeatable. Name no folder that holds credentials
+    #[arg(long, env = "MOSAIC_TOOL_ROOT", value_name = "FOLDER", value_delimiter = ':')]
+    #[serde(deserialize_with = "list")]
+    pub tool_root: Vec<String>,
+
+    /// Most agents that run at once, 1 to 1000; each may use a core and its memory limit [default: 10]
+    #[arg(long, env = "MOSAIC_RUNNING_MAX", value_name = "NUMBER")]
+    #[serde(deserialize_with = "scalar")]
+    pub running_max: Option<String>,
+
+    /// Most agents whose tree and sandbox are being made at once, 1 to 1000; making is bound by cores and disk [default: twice the cores]
+    #[arg(long, env = "MOSAIC_STARTING_MAX", value_name = "NUMBER")]
+    #[serde(deserialize_with = "scalar")]
+    pub starting_max: Option<String>,
+
+    /// User id of sandboxed processes when mosaic runs as root, 1000 to 2000000000; far from the ids that people get [default: 61357]
+    #[arg(long, env = "MOSAIC_SANDBOX_UID", value_name = "UID")]
+    #[serde(deserialize_with = "scalar")]
+    pub sandbox_uid: Option<String>,
+
+    /// A sandbox that hears nothing for so long ends itself, 5s to 10m; longer than a restart, shorter than anyone's patience [default: 30s]
+    #[arg(long, env = "MOSAIC_LEASE", value_name = "DURATION")]
+    #[serde(deserialize_with = "scalar")]
+    pub lease: Option<String>,
+
+    /// Name of author and committer of pushed commits [default: Mosaic]
+    #[arg(long, env = "MOSAIC_AUTHOR_NAME", value_name = "NAME")]
+    #[serde(deserialize_with = "scalar")]
+    pub author_name: Option<String>,
+
+    /// Address of author and committer of pushed commits [default: mosaic@localhost]
+    #[arg(long, env = "MOSAIC_AUTHOR_EMAIL", value_name = "ADDRESS")]
+    #[serde(deserialize_with = "scalar")]
+    pub author_email: Option<String>,
+
+    /// Longest time of one fetch or push, 1s to 1h; a large first clone is the longest of them [default: 5m]
+    #[arg(long, env = "MOSAIC_REMOTE_TIMEOUT", value_name = "DURATION")]
+    #[serde(deserialize_with = "scalar")]
+    pub remote_timeout: Option<String>,
+
+    /// Every agent is looked at again after so long even if nothing happened, 10s to 1h; a missed event costs no more than this [default: 5m]
+    #[arg(long, env = "MOSAIC_RESYNC", value_name = "DURATION")]
+    #[serde(deserialize_with = "scalar")]
+    pub resync: Option<String>,
+
+    /// Namespace of requests that name none [default: default]
+    #[arg(long, env = "MOSAIC_DEFAULT_NAMESPACE", value_name = "NAME")]
+    #[serde(deserialize_with = "scalar")]
+    pub default_namespace: Option<String>,
+
+    /// The static `mosaic-init` program, PID 1 of every sandbox [default: beside this program]
+    #[arg(long, env = "MOSAIC_INIT", value_name = "FILE")]
+    #[serde(deserialize_with = "scalar")]
+    pub init: Option<String>,
+}
+
+/// A TOML text, number or boolean, as text.
+fn scalar<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(text) => Ok(Some(text)),
+        value @ (toml::Value::Integer(_) | toml::Value::Boolean(_) | toml::Value::Float(_)) => Ok(Some(value.to_string())),
+        toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => {
+            Err(serde::de::Error::custom("expected one text or number"))
+        }
+    }
+}
+
+/// A TOML text or a list of them.
+fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer).map_err(|_| serde::de::Error::custom("expected a text or a list of texts"))? {
+        OneOrMany::One(text) => vec![text],
+        OneOrMany::Many(texts) => texts,
+    })
+}
+
+/// Settings that cannot be used; names all of them.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The configuration file cannot be read or is no such file.
+    #[error("failed to read the configuration file {path}: {why}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Values that cannot be used.
+    #[error("{} setting(s) cannot be used:\n  {}", .0.len(), .0.join("\n  "))]
+    Values(Vec<String>),
+}
+
+impl Settings {
+    /// Reads a configuration file (TOML, names as the flags without dashes in front).
+    /// # Errors
+    /// The file cannot be read, is too large, is not TOML or has a name that is no setting.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let refuse = |why: String| ConfigError::File { path: path.to_owned(), why };
+        let size = std::fs::metadata(path).map_err(|e| refuse(e.to_string()))?.len();
+        if size > FILE_BYTES_MAX {
+            return Err(refuse(format!("it has {size} bytes; at most {FILE_BYTES_MAX} are read")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
+        toml::from_str(&text).map_err(|e| refuse(e.to_string()))
+    }
+
+    /// These settings, and `other` where these say nothing.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        let lists = |mine: Vec<String>, theirs| if mine.is_empty() { theirs } else { mine };
+        Self {
+            listen: self.listen.or(other.listen),
+            driver: self.driver.or(other.driver),
+            local_repos: lists(self.local_repos, other.local_repos),
+            tool_root: lists(self.tool_root, other.tool_root),
+            running_max: self.running_max.or(other.running_max),
+            starting_max: self.starting_max.or(other.starting_max),
+            sandbox_uid: self.sandbox_uid.or(other.sandbox_uid),
+            lease: self.lease.or(other.lease),
+            author_name: self.author_name.or(other.author_name),
+            author_email: self.author_email.or(other.author_email),
+            remote_timeout: self.remote_timeout.or(other.remote_timeout),
+            resync: self.resync.or(other.resync),
+            default_namespace: self.default_namespace.or(other.default_namespace),
+            init: self.init.or(other.init),
+        }
+    }
+}
+
+/// Everything `mosaic up` needs to know, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Address of the HTTP server; loopback.
+    pub listen: SocketAddr,
+    /// State folder, absolute.
+    pub state: PathBuf,
+    /// Where agents run.
+    pub driver: Driver,
+    /// Folders beneath which repositories may be given as paths; absolute.
+    pub local_repos: Vec<PathBuf>,
+    /// Folders that sandboxes see read-only; absolute.
+    pub tool_roots: Vec<PathBuf>,
+    /// Most agents that run at once.
+    pub running_max: usize,
+    /// Most agents that are being started at once.
+    pub starting_max: usize,
+    /// User id of sandboxed processes.
+    pub sandbox_uid: u32,
+    /// A sandbox that hears nothing for so long ends itself.
+    pub lease: Duration,
+    /// Name of author and committer.
+    pub author_name: String,
+    /// Address of author and committer.
+    pub author_email: String,
+    /// Longest time of one fetch or push.
+    pub remote_timeout: Duration,
+    /// Every agent is looked at again after so long.
+    pub resync: Duration,
+    /// Namespace of requests that name none.
+    pub default_namespace: Namespace,
+    /// The `mosaic-init` program; `None`: beside this program.
+    pub init: Option<PathBuf>,
+}
+
+impl Config {
+    /// Checks all settings at once. `home` is the caller's home folder, beneath which repositories may always lie.
+    /// # Errors
+    /// Every value that cannot be used, each with what would do.
+    pub fn from_settings(settings: Settings, state: PathBuf, home: Option<PathBuf>) -> Result<Self, ConfigError> {
+        let mut check = Check::default();
+        let starting_default = 2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let mut local_repos = check.folders("local-repos", settings.local_repos);
+        local_repos.extend(home.filter(|h| h.is_absolute() && h.parent().is_some()));
+        let config = Self {
+            listen: check.listen(settings.listen.as_deref().unwrap_or(LISTEN_DEFAULT)),
+            state: check.absolute("state", state),
+            driver: check.driver(settings.driver.as_deref()),
+            local_repos,
+            tool_roots: check.folders("tool-root", settings.tool_root),
+            running_max: check.number("running-max", settings.running_max, 10, 1, 1000),
+            starting_max: check.number("starting-max", settings.starting_max, starting_default, 1, 1000),
+            sandbox_uid: check.number("sandbox-uid", settings.sandbox_uid, 61_357, 1000, 2_000_000_000),
+            lease: check.duration("lease", settings.lease, 30, 5, 600),
+            author_name: check.line("author-name", settings.author_name, "Mosaic"),
+            author_email: check.line("author-email", settings.author_email, "mosaic@localhost"),
+            remote_timeout: check.duration("remote-timeout", settings.remote_timeout, 300, 1, 3600),
+            resync: check.duration("resync", settings.resync, 300, 10, 3600),
+            default_namespace: check.namespace(settings.default_namespace.as_deref().unwrap_or("default")),
+            init: settings.init.map(PathBuf::from),
+        };
+        if check.0.is_empty() { Ok(config) } else { Err(ConfigError::Values(check.0)) }
+    }
+}
+
+/// The sentences about values that cannot be used. Each method gives a value even then: it is thrown away with the whole.
+#[derive(Default)]
+struct Check(Vec<String>);
+
+impl Check {
+    fn listen(&mut self, text: &str) -> SocketAddr {
+        let fallback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let address = if let Some(port) = text.strip_prefix("localhost:") { format!("127.0.0.1:{port}") } else { text.to_owned() };
+        match SocketAddr::from_str(&address) {
+            Ok(found) if found.ip().is_loopback() => found,
+            Ok(found) => {
+                self.0.push(format!(
+                    "listen: {found} can be reached from outside; only loopback addresses are served (127.0.0.1 or [::1]), use a tunnel such as `ssh -L` to get there"
+                ));
+                fallback
+            }
+            Err(_) => {
+                self.0.push(format!("listen: {text:?} is no address and port; write it as {LISTEN_DEFAULT}"));
+                fallback
+            }
+        }
+    }
+
+    fn driver(&mut self, text: Option<&str>) -> Driver {
+        match text {
+            None | Some("auto") => Driver::Auto,
+            Some("process") => Driver::Process,
+            Some(other) => {
+                self.0.push(format!("driver: {other:?} is not one of auto and process"));
+                Driver::Auto
+            }
+        }
+    }
+
+    fn number<T: FromStr + PartialOrd + std::fmt::Display>(&mut self, name: &str, text: Option<String>, default: T, min: T, max: T) -> T {
+        let Some(text) = text else { return default };
+        match text.trim().parse::<T>() {
+            Ok(value) if value >= min && value <= max => value,
+            Ok(_) | Err(_) => {
+                self.0.push(format!("{name}: {text:?} is no whole number from {min} to {max}"));
+                default
+            }
+        }
+    }
+
+    fn duration(&mut self, name: &str, text: Option<String>, default_seconds: u64, min_seconds: u64, max_seconds: u64) -> Duration {
+        let default = Duration::from_secs(default_seconds);
+        let Some(text) = text else { return default };
+        match parse_duration(text.trim()) {
+            Ok(value) if value >= Duration::from_secs(min_seconds) && value <= Duration::from_secs(max_seconds) => value,
+            Ok(_) | Err(_) => {
+                self.0.push(format!("{name}: {text:?} is no duration from {min_seconds}s to {max_seconds}s (such as 90s, 5m or 1h)"));
+                default
+            }
+        }
+    }
+
+    fn line(&mut self, name: &str, text: Option<String>, default: &str) -> String {
+        let Some(text) = text else { return default.to_owned() };
+        let text = text.trim().to_owned();
+        // What git itself refuses in an identity, and what would end the header line.
+        if text.is_empty() || text.len() > 200 || text.chars().any(|c| c.is_control() || c == '<' || c == '>') {
+            self.0.push(format!("{name}: use 1 to 200 characters on one line, without < and >"));
+        }
+        text
+    }
+
+    fn namespace(&mut self, text: &str) -> Namespace {
+        Namespace::new(text).unwrap_or_else(|e| {
+            self.0.push(format!("default-namespace: {e}"));
+            Namespace::new("default").expect("a plain word is a namespace")
+        })
+    }
+
+    fn absolute(&mut self, name: &str, path: PathBuf) -> PathBuf {
+        std::path::absolute(&path).unwrap_or_else(|e| {
+            self.0.push(format!("{name}: {path:?}: {e}"));
+            path
+        })
+    }
+
+    fn folders(&mut self, name: &str, texts: Vec<String>) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for text in texts.into_iter().filter(|t| !t.is_empty()) {
+            match std::fs::canonicalize(&text) {
+                Ok(path) if path.is_dir() => found.push(path),
+                Ok(_) => self.0.push(format!("{name}: {text:?} is no folder")),
+                Err(e) => self.0.push(format!("{name}: {text:?}: {e}")),
+            }
+        }
+        found
+    }
+}
+
+/// The state folder: what was given, else `$XDG_STATE_HOME/mosaic`, else `~/.local/state/mosaic`.
+/// # Errors
+/// Nothing was given and there is no home folder.
+pub fn state_folder(given: Option<PathBuf>, environment: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<PathBuf, ConfigError> {
+    if let Some(path) = given {
+        return Ok(std::path::absolute(&path).unwrap_or(path));
+    }
+    let absolute = |name: &str| environment(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    absolute("XDG_STATE_HOME")
+        .map(|p| p.join("mosaic"))
+        .or_else(|| absolute("HOME").map(|h| h.join(".local/state/mosaic")))
+        .ok_or_else(|| ConfigError::Values(vec!["state: there is no home folder; name a state folder with --state".to_owned()]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_bad_values_are_named_at_once() {
+        let settings = Settings {
+            listen: Some("0.0.0.0:3001".into()),
+            running_max: Some("0".into()),
+            lease: Some("soon".into()),
+            driver: Some("docker".into()),
+            tool_root: vec!["/no/such/folder".into()],
+            ..Settings::default()
+        };
+        let error = Config::from_settings(settings, "/tmp/state".into(), None).unwrap_err().to_string();
+        for name in ["listen:", "running-max:", "lease:", "driver:", "tool-root:", "5 setting(s)"] {
+            assert!(error.contains(name), "{name} is missing in: {error}");
+        }
+    }
+
+    #[test]
+    fn flags_go_before_the_file() {
+        let file: Settings = toml::from_str("listen = \"127.0.0.1:4000\"\nrunning-max = 3\nlocal-repos = [\"/tmp\"]").unwrap();
+        let flags = Settings { listen: Some("127.0.0.1:5000".into()), ..Settings::default() };
+        let config = Config::from_settings(flags.or(file), "/tmp/state".into(), Some("/home/someone".into())).unwrap();
+        assert_eq!(config.listen.port(), 5000);
+        assert_eq!(config.running_max, 3);
+        assert_eq!(config.local_repos, [PathBuf::from("/tmp"), PathBuf::from("/home/someone")]);
+    }
+
+    #[test]
+    fn unknown_names_in_the_file_are_refused() {
+        let error = toml::from_str::<Settings>("runing-max = 3").unwrap_err().to_string();
+        assert!(error.contains("runing-max"), "{error}");
+    }
+
+    #[test]
+    fn the_state_folder_follows_xdg_then_home() {
+        let of = |xdg: Option<&str>, home: Option<&str>| {
+            state_folder(None, |name| if name == "HOME" { home } else { xdg }.map(Into::into)).ok()
+        };
+        assert_eq!(of(Some("/x"), Some("/h")), Some("/x/mosaic".into()));
+        assert_eq!(of(Some("relative"), Some("/h")), Some("/h/.local/state/mosaic".into()));
+        assert_eq!(of(None, None), None);
+    }
+}

@@ -1,0 +1,105 @@
+//! The in-flight table: blocking effects that were started, and outcomes that nobody has taken in yet.
+//!
+//! It is memory of this process only. After a crash nothing in it is missed: an effect that was not recorded as done is simply done again.
+//! An effect stays in flight until it has really ended; nobody gives up its ownership for want of patience.
+
+use crate::api::condition::reason;
+use crate::api::names::Uid;
+use crate::plan::action::{ActionId, Effect};
+use crate::plan::observed::{Failure, FailureClass, Outcome};
+use futures::future::BoxFuture;
+use k8s_openapi::jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Semaphore;
+
+/// Blocking effects that run at once, besides stops: they share disk and processor.
+pub const EFFECTS_PARALLEL_MAX: usize = 16;
+
+/// What an ended effect brought.
+pub type Ended = Result<Outcome, Failure>;
+/// Told of every ended effect: writes the audit log and wakes the record.
+pub type OnEnd = Arc<dyn Fn(&Effect, &Ended) + Send + Sync>;
+
+#[derive(Debug, Default)]
+struct Flight {
+    running: BTreeSet<ActionId>,
+    ended: BTreeMap<ActionId, Ended>,
+}
+
+/// The table.
+#[derive(Clone)]
+pub struct Flights {
+    table: Arc<Mutex<BTreeMap<Uid, Flight>>>,
+    places: Arc<Semaphore>,
+    on_end: OnEnd,
+}
+
+impl Flights {
+    /// An empty table.
+    #[must_use]
+    pub fn new(on_end: OnEnd) -> Self {
+        Self { table: Arc::default(), places: Arc::new(Semaphore::new(EFFECTS_PARALLEL_MAX)), on_end }
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<Uid, Flight>> {
+        self.table.lock().expect("nobody panics while holding it")
+    }
+
+    /// What is in flight and what has ended, for one agent.
+    #[must_use]
+    pub fn of(&self, uid: &Uid) -> (BTreeSet<ActionId>, BTreeMap<ActionId, Ended>) {
+        self.table().get(uid).map(|flight| (flight.running.clone(), flight.ended.clone())).unwrap_or_default()
+    }
+
+    /// Starts an effect unless the same one is in flight. `urgent` effects (stops) wait for no place.
+    pub fn start(&self, effect: Effect, urgent: bool, work: BoxFuture<'static, Ended>) {
+        let id = effect.action.id();
+        {
+            let mut table = self.table();
+            let flight = table.entry(effect.uid.clone()).or_default();
+            if !flight.running.insert(id.clone()) {
+                return;
+            }
+            flight.ended.remove(&id);
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            let place = if urgent { None } else { this.places.clone().acquire_owned().await.ok() };
+            // A task of its own: a panic in one effect is that effect's failure and nobody else's.
+            let result = tokio::spawn(work).await.unwrap_or_else(|panic| Err(panicked(&effect, &panic)));
+            drop(place);
+            this.end(&effect, result);
+        });
+    }
+
+    fn end(&self, effect: &Effect, result: Ended) {
+        let id = effect.action.id();
+        if let Some(flight) = self.table().get_mut(&effect.uid) {
+            flight.running.remove(&id);
+            flight.ended.insert(id, result.clone());
+        }
+        (self.on_end)(effect, &result);
+    }
+
+    /// Forgets outcomes that the record shows.
+    pub fn acknowledge(&self, uid: &Uid, taken: &BTreeSet<ActionId>) {
+        if let Some(flight) = self.table().get_mut(uid) {
+            flight.ended.retain(|id, _| !taken.contains(id));
+        }
+    }
+
+    /// Forgets an agent that is gone. Nothing of it is in flight any more: its finalizer waited for that.
+    pub fn forget(&self, uid: &Uid) {
+        self.table().remove(uid);
+    }
+}
+
+fn panicked(effect: &Effect, panic: &tokio::task::JoinError) -> Failure {
+    Failure {
+        class: FailureClass::Infrastructure,
+        reason: reason::INTERNAL_ERROR.to_owned(),
+        message: format!("{} broke: {panic}", effect.action.name()),
+        at: Timestamp::now(),
+    }
+}

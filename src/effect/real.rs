@@ -1,0 +1,386 @@
+//! The real world: sandboxes, workspaces, gates and the store. One `match`, one arm per action, no decisions.
+
+use crate::api::agent::AgentStatus;
+use crate::api::condition::reason;
+use crate::api::names::{ANNOTATION_ENDED_BY, Branch, CommitId, Epoch, FINALIZER, Role, RunId, Uid};
+use crate::api::validate::ValidAgent;
+use crate::effect::flight::{Ended, Flights};
+use crate::effect::{EffectError, Subject, World, task};
+use crate::gates::{TrustedTree, gate_set};
+use crate::plan::action::{Action, ActionId, Effect};
+use crate::plan::observed::{Failure, FailureClass, Inventory, Look, Observed, Outcome, Resolved};
+use crate::plan::orphans::OrphanAction;
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::store::{Store, StoreError};
+use crate::workspace::{
+    GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, SnapshotSpec, TreeSpec, WorkspaceError, Workspaces,
+};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use k8s_openapi::jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the real world is made of.
+pub struct RealWorld {
+    parts: Arc<Parts>,
+    flights: Flights,
+    /// Highest epoch that was seen: effects of a lower one are refused.
+    epoch_seen: AtomicU64,
+}
+
+struct Parts {
+    store: Arc<dyn Store>,
+    sandbox: Arc<dyn Sandbox>,
+    workspaces: Arc<Workspaces>,
+    /// Environment of every run, from the tool roots.
+    environment: BTreeMap<String, String>,
+}
+
+impl RealWorld {
+    /// Puts the parts together. `environment` is given to every run; `flights` tells of ended effects.
+    #[must_use]
+    pub fn new(
+        store: Arc<dyn Store>,
+        sandbox: Arc<dyn Sandbox>,
+        workspaces: Arc<Workspaces>,
+        environment: BTreeMap<String, String>,
+        flights: Flights,
+    ) -> Self {
+        let parts = Parts { store, sandbox, workspaces, environment };
+        Self { parts: Arc::new(parts), flights, epoch_seen: AtomicU64::new(0) }
+    }
+
+    fn check_epoch(&self, epoch: Epoch) -> Result<(), EffectError> {
+        let seen = self.epoch_seen.fetch_max(epoch.0, Ordering::SeqCst);
+        if seen > epoch.0 {
+            return Err(EffectError::Fenced { mine: epoch, seen: Epoch(seen) });
+        }
+        Ok(())
+    }
+}
+
+impl World for RealWorld {
+    fn observe<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Observed> {
+        async move {
+            // The table first: what ends after this look is seen in the look at the sandboxes, or wakes another pass.
+            let (in_flight, outcomes) = self.flights.of(&subject.uid);
+            let sandboxes = match self.parts.sandbox.observe(Some(&subject.uid)).await {
+                Ok(seen) => Look::Seen(seen),
+                Err(error) => Look::Unknown(chain(&error)),
+            };
+            let uid = subject.uid.clone();
+            let workspace = match self.parts.blocking(move |w| w.observe_tree(&uid)).await {
+                Ok(seen) => Look::Seen(seen),
+                Err(failure) => Look::Unknown(failure.message),
+            };
+            Observed { sandboxes, workspace, in_flight, outcomes }
+        }
+        .boxed()
+    }
+
+    fn apply<'a>(&'a self, subject: &'a Subject, effect: Effect) -> BoxFuture<'a, Result<(), EffectError>> {
+        async move {
+            self.check_epoch(effect.epoch)?;
+            let action = effect.action.clone();
+            if !action.is_blocking() {
+                return self.parts.write(subject, &action).await.map_err(EffectError::Store);
+            }
+            let urgent = matches!(action, Action::StopSandbox { .. });
+            let parts = self.parts.clone();
+            let (subject, epoch) = (subject.clone(), effect.epoch);
+            self.flights.start(effect, urgent, async move { parts.work(subject, epoch, action).await }.boxed());
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn acknowledge(&self, uid: &Uid, taken: &BTreeSet<ActionId>) {
+        self.flights.acknowledge(uid, taken);
+    }
+
+    fn forget(&self, uid: &Uid) {
+        self.flights.forget(uid);
+    }
+
+    fn inventory(&self) -> BoxFuture<'_, Result<Inventory, EffectError>> {
+        async move {
+            let sandboxes = self.parts.sandbox.observe(None).await.map_err(|error| EffectError::Failed(chain(&error)))?;
+            let trees = self.parts.blocking(|w| w.inventory()).await.map_err(|failure| EffectError::Failed(failure.message))?;
+            let gate_trees = trees.gate_trees.into_iter().map(|(uid, _, key)| (uid, key)).collect();
+            Ok(Inventory { sandboxes, workspaces: trees.trees, gate_trees })
+        }
+        .boxed()
+    }
+
+    fn apply_orphan(&self, epoch: Epoch, action: OrphanAction) -> BoxFuture<'_, Result<(), EffectError>> {
+        async move {
+            self.check_epoch(epoch)?;
+            let result = match action {
+                OrphanAction::StopSandbox(run) => self.parts.stop(&run).await,
+                OrphanAction::RemoveSandbox(run) => self.parts.remove_sandbox(&run).await,
+                OrphanAction::RemoveWorkspace(uid) => self.parts.blocking(move |w| w.remove_orphan(&uid)).await.map(|()| Outcome::Done),
+            };
+            result.map(|_| ()).map_err(|failure| EffectError::Failed(failure.message))
+        }
+        .boxed()
+    }
+}
+
+impl Parts {
+    /// Writes to the record; short, so done within the pass.
+    async fn write(&self, subject: &Subject, action: &Action) -> Result<(), StoreError> {
+        let mut record = subject.record.clone();
+        match action {
+            Action::AddFinalizer => {
+                record.metadata.finalizers.get_or_insert_default().push(FINALIZER.to_owned());
+                self.store.replace(record).await.map(|_| ())
+            }
+            Action::RemoveFinalizer => {
+                record.metadata.finalizers.iter_mut().for_each(|all| all.retain(|finalizer| finalizer != FINALIZER));
+                self.store.replace(record).await.map(|_| ())
+            }
+            Action::Archive => self.store.archive(record).await,
+            Action::DeleteRecord => {
+                let how = [(ANNOTATION_ENDED_BY, "ttlAfterFinished".to_owned())];
+                self.store.delete(&record.key(), Some(&subject.uid), &how).await.map(|_| ())
+            }
+            Action::Resolve
+            | Action::EnsureSandbox { .. }
+            | Action::StopSandbox { .. }
+            | Action::RemoveSandbox { .. }
+            | Action::TakeSnapshot { .. }
+            | Action::Integrate { .. }
+            | Action::Push { .. }
+            | Action::Rescue { .. }
+            | Action::RemoveWorkspace => unreachable!("blocking actions go to the in-flight table"),
+        }
+    }
+
+    /// Does a blocking effect to its end.
+    async fn work(self: Arc<Self>, subject: Subject, epoch: Epoch, action: Action) -> Ended {
+        let agent = || subject.agent.clone().ok_or_else(|| infrastructure(reason::INVALID_SPEC, "the record does not decode".to_owned()));
+        match action {
+            Action::StopSandbox { run } => self.stop(&run).await,
+            Action::RemoveSandbox { run } => self.remove_sandbox(&run).await,
+            Action::RemoveWorkspace => {
+                let uid = subject.uid.clone();
+                self.blocking(move |w| w.remove(&uid)).await.map(|()| Outcome::Done)
+            }
+            Action::Rescue { .. } => self.rescue(&subject).await,
+            Action::Resolve => self.resolve(agent()?).await,
+            Action::EnsureSandbox { run, base, content } => match run.role {
+                Role::Agent => self.ensure_agent(agent()?, run, epoch, base, content).await,
+                Role::Gate { .. } => self.ensure_gate(agent()?, run, epoch).await,
+            },
+            Action::TakeSnapshot { base, .. } => self.take_snapshot(agent()?, base).await,
+            Action::Integrate { candidate, .. } => self.integrate(agent()?, candidate).await,
+            Action::Push { head, base, expected_old, .. } => self.push(agent()?, head, base, expected_old).await,
+            Action::AddFinalizer | Action::Archive | Action::RemoveFinalizer | Action::DeleteRecord => {
+                unreachable!("writes to the record are done within the pass")
+            }
+        }
+    }
+
+    async fn stop(&self, run: &RunId) -> Ended {
+        self.sandbox.stop(run).await.map(|()| Outcome::Done).map_err(|error| sandbox_failure(&error))
+    }
+
+    async fn remove_sandbox(&self, run: &RunId) -> Ended {
+        self.sandbox.remove(run).await.map_err(|error| sandbox_failure(&error))?;
+        if let Some(key) = task::gate_tree_key(run) {
+            let uid = run.uid.clone();
+            self.blocking(move |w| w.remove_gate_tree(&uid, &key)).await?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    async fn resolve(&self, agent: ValidAgent) -> Ended {
+        let found = self.blocking_ended(move |w| resolve(w, &agent)).await?;
+        Ok(Outcome::Resolved(found))
+    }
+
+    async fn ensure_agent(&self, agent: ValidAgent, run: RunId, epoch: Epoch, base: CommitId, content: Option<CommitId>) -> Ended {
+        let spec = tree_spec(&agent, run.attempt, base, content)?;
+        let paths = self.blocking(move |w| w.ensure_tree(&spec)).await?;
+        let spec = task::agent_run(&agent, &run, epoch, paths, &self.environment);
+        self.sandbox.ensure(spec).await.map(|()| Outcome::Done).map_err(|error| sandbox_failure(&error))
+    }
+
+    async fn ensure_gate(&self, agent: ValidAgent, run: RunId, epoch: Epoch) -> Ended {
+        let Role::Gate { name, sha, .. } = run.role.clone() else { return Ok(Outcome::Done) };
+        let gates = agent.status.gate_set.as_ref().map(|set| set.gates.as_slice()).unwrap_or_default();
+        let gate = gates.iter().find(|gate| gate.name == name.as_str()).cloned();
+        let gate = gate.ok_or_else(|| infrastructure(reason::GATE_MISSING, format!("the record has no gate {name}")))?;
+        let key = task::gate_tree_key(&run).expect("a gate's run has a key");
+        let spec = GateTreeSpec {
+            namespace: agent.namespace.clone(),
+            repository: agent.repository.clone(),
+            uid: agent.uid.clone(),
+            attempt: run.attempt,
+            key,
+            head: sha,
+        };
+        let paths = self.blocking(move |w| w.ensure_gate_tree(&spec)).await?;
+        let spec = task::gate_run(&agent, &run, epoch, &gate, paths.tree, paths.base_objects, &self.environment);
+        self.sandbox.ensure(spec).await.map(|()| Outcome::Done).map_err(|error| sandbox_failure(&error))
+    }
+
+    async fn take_snapshot(&self, agent: ValidAgent, base: CommitId) -> Ended {
+        let snapshot = self.blocking(move |w| {
+            let conflicts = agent.status.workspace.as_ref().map(|w| w.conflicts.clone()).unwrap_or_default();
+            w.snapshot(&SnapshotSpec {
+                namespace: agent.namespace.clone(),
+                repository: agent.repository.clone(),
+                uid: agent.uid.clone(),
+                base,
+                conflicts: &conflicts,
+                message: task::commit_message(&agent),
+                date: finished_at(&agent.status),
+            })
+        });
+        snapshot.await.map(Outcome::Snapshot)
+    }
+
+    async fn integrate(&self, agent: ValidAgent, candidate: CommitId) -> Ended {
+        let base_branch = base_branch(&agent)?;
+        let candidate_base = stored_commit(agent.status.workspace.as_ref().and_then(|w| w.base_sha.as_deref()))?;
+        let spec = IntegrateSpec {
+            namespace: agent.namespace.clone(),
+            repository: agent.repository.clone(),
+            message: task::merge_message(base_branch.as_str(), &candidate),
+            base_branch,
+            candidate,
+            candidate_base,
+            date: finished_at(&agent.status),
+        };
+        self.blocking(move |w| w.integrate(&spec)).await.map(Outcome::Integrated)
+    }
+
+    async fn push(&self, agent: ValidAgent, head: CommitId, base: CommitId, expected_old: Option<CommitId>) -> Ended {
+        let spec = PushSpec {
+            namespace: agent.namespace.clone(),
+            repository: agent.repository.clone(),
+            uid: agent.uid.clone(),
+            base_branch: base_branch(&agent)?,
+            base,
+            head,
+            target: agent.target_branch.clone(),
+            expected_old,
+        };
+        self.blocking(move |w| w.push(&spec)).await.map(Outcome::Pushed)
+    }
+
+    /// Works from the status alone where the spec does not decode: an agent that never had a base has no work to keep.
+    async fn rescue(&self, subject: &Subject) -> Ended {
+        let uid = subject.uid.clone();
+        let Some(agent) = subject.agent.clone() else {
+            return self.blocking(move |w| w.rescue_orphan(&uid)).await.map(Outcome::Rescued);
+        };
+        let workspace = agent.status.workspace.clone().unwrap_or_default();
+        let commit = |sha: Option<String>| sha.and_then(|sha| CommitId::new(sha).ok());
+        let base = commit(workspace.base_sha);
+        let commits: Vec<CommitId> = [commit(workspace.candidate_sha), commit(workspace.head_sha)].into_iter().flatten().collect();
+        let date = agent.status.started_at.as_ref().map_or(agent.created_at, |at| at.0);
+        let kept = self.blocking(move |w| {
+            let (namespace, repository) = (agent.namespace.clone(), agent.repository.clone());
+            w.rescue(&RescueSpec { namespace, repository, uid, base, commits: &commits, date })
+        });
+        kept.await.map(Outcome::Rescued)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Workspaces) -> Result<T, WorkspaceError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.blocking_ended(move |workspaces| work(workspaces).map_err(|error| workspace_failure(&error))).await
+    }
+
+    async fn blocking_ended<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Workspaces) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let workspaces = self.workspaces.clone();
+        let joined = tokio::task::spawn_blocking(move || work(&workspaces)).await;
+        joined.unwrap_or_else(|panic| Err(infrastructure(reason::INTERNAL_ERROR, format!("the workspace code broke: {panic}"))))
+    }
+}
+
+/// Finds repository, branch, target ref and gates.
+pub fn resolve(workspaces: &Workspaces, agent: &ValidAgent) -> Result<Resolved, Failure> {
+    let (namespace, repository) = (&agent.namespace, agent.repository.as_str());
+    let found = workspaces
+        .resolve(namespace, repository, agent.branch.as_ref(), &agent.target_branch)
+        .map_err(|error| workspace_failure(&error))?;
+    let root_files = workspaces.list_root(namespace, repository, &found.trusted).map_err(|error| workspace_failure(&error))?;
+    let read = |path: &str| {
+        let content = workspaces.read_file(namespace, repository, &found.trusted, path, crate::gates::MANIFEST_BYTES_MAX);
+        content.map_err(|error| error.to_string())
+    };
+    let set = gate_set(&TrustedTree { root_files: &root_files, read: &read }, agent.profile, &agent.required_gates).map_err(|error| {
+        let class = if error.is_infrastructure() { FailureClass::Infrastructure } else { FailureClass::Invalid };
+        Failure { class, reason: error.reason.to_owned(), message: error.message, at: Timestamp::now() }
+    })?;
+    Ok(Resolved {
+        remote: found.remote,
+        base_branch: found.base_branch,
+        base: found.base,
+        target: found.target,
+        gate_source: set.source,
+        trusted: found.trusted,
+        gates: set.gates,
+    })
+}
+
+fn tree_spec(
+    agent: &ValidAgent,
+    attempt: crate::api::names::Attempt,
+    base: CommitId,
+    content: Option<CommitId>,
+) -> Result<TreeSpec, Failure> {
+    Ok(TreeSpec {
+        namespace: agent.namespace.clone(),
+        repository: agent.repository.clone(),
+        uid: agent.uid.clone(),
+        name: agent.worktree_name(),
+        attempt,
+        base,
+        content,
+        branch_for_head: agent.target_branch.clone(),
+    })
+}
+
+fn base_branch(agent: &ValidAgent) -> Result<Branch, Failure> {
+    let stored = agent.status.workspace.as_ref().and_then(|w| w.base_branch.clone()).unwrap_or_default();
+    Branch::new(stored).map_err(|error| infrastructure(reason::INTERNAL_ERROR, format!("the record has no base branch: {error}")))
+}
+
+fn stored_commit(sha: Option<&str>) -> Result<CommitId, Failure> {
+    CommitId::new(sha.unwrap_or_default()).map_err(|error| infrastructure(reason::INTERNAL_ERROR, format!("the record has no base: {error}")))
+}
+
+/// Date of the commits of an attempt: from the record, so that a commit made again has the same id.
+fn finished_at(status: &AgentStatus) -> Timestamp {
+    let finished = status.run.as_ref().and_then(|run| run.finished_at.as_ref());
+    finished.or(status.started_at.as_ref()).map_or(Timestamp::UNIX_EPOCH, |at| at.0)
+}
+
+fn infrastructure(reason: &str, message: String) -> Failure {
+    Failure { class: FailureClass::Infrastructure, reason: reason.to_owned(), message, at: Timestamp::now() }
+}
+
+fn workspace_failure(error: &WorkspaceError) -> Failure {
+    let class = if error.is_invalid() { FailureClass::Invalid } else { FailureClass::Infrastructure };
+    Failure { class, reason: error.reason().to_owned(), message: error.chain(), at: Timestamp::now() }
+}
+
+fn sandbox_failure(error: &SandboxError) -> Failure {
+    infrastructure(reason::SANDBOX_FAILED, chain(error))
+}
+
+/// An error with its causes, as one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

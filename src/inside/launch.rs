@@ -1,0 +1,189 @@
+//! The launcher: makes the sandbox from outside, as root, and waits for its end.
+//!
+//! detach from the controller -> read the spec -> clone into new namespaces -> (inside: mounts, then the user namespace) -> map the ids ->
+//! write init's identity, durably -> let init go -> wait -> write how it ended. When the launcher dies before it let init go, init ends by
+//! itself: the pair of sockets between them closes. Nothing of the agent's runs before the grant, which is init's business.
+
+use crate::inside::wire::{
+    ExitCause, ExitReport, FILE_EXIT, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, FILE_WAIT, FOLDER_CONTROL, LaunchSpec,
+    SpecFile, WaitReport,
+};
+use crate::inside::{confine, init, mounts, output, system};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::process::Pid;
+use serde::Serialize;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// Largest spec.
+const SPEC_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Longest text of a failure inside.
+const FAILURE_BYTES_MAX: u64 = 4096;
+/// First byte from inside: the mounts and the user namespace are made.
+const READY: u8 = b'R';
+/// Byte to inside: the ids are mapped and the identity is written.
+const GO: u8 = b'G';
+/// Exit code of what ends before it was init.
+const EXIT_UNPREPARED: i32 = 70;
+const NEW_NAMESPACES: libc::c_int =
+    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+
+/// Launches the sandbox of the run in this folder; returns in the process that the controller waits for as soon as the launcher proper
+/// has gone its own way. `lock` is held and stays so until launcher and init are gone.
+/// # Errors
+/// What failed; it is in the run's folder as well.
+pub fn run(folder: OwnedFd, lock: OwnedFd) -> Result<(), String> {
+    let texts = |e: &dyn std::fmt::Display| e.to_string();
+    system::close_on_exec_from(3).map_err(|e| texts(&e))?;
+    if system::fork(0).map_err(|e| texts(&e))?.is_some() {
+        return Ok(());
+    }
+    let report = match launch(&folder, &lock) {
+        Ok(report) => report,
+        Err(text) => WaitReport { failed: Some(text), ..WaitReport::default() },
+    };
+    let code = i32::from(write_durable(folder.as_fd(), FILE_WAIT, &report).is_err());
+    system::exit_now(code)
+}
+
+fn launch(folder: &OwnedFd, lock: &OwnedFd) -> Result<WaitReport, String> {
+    rustix::process::fchdir(folder).map_err(|e| format!("failed to enter the folder of the run: {e}"))?;
+    let own = system::identity_of(rustix::process::getpid().as_raw_nonzero().get()).map_err(|e| format!("failed to find myself: {e}"))?;
+    write_durable(folder.as_fd(), FILE_LAUNCHER, &own)?;
+    let spec = read_spec(folder.as_fd())?;
+    refuse_stopped(folder.as_fd())?;
+    let mut prepared = Some(Prepared::open(folder.as_fd(), &spec)?);
+    let (mut outside, inside) = UnixStream::pair().map_err(|e| format!("failed to make a pair of sockets: {e}"))?;
+    let Some(child) = system::fork(NEW_NAMESPACES).map_err(|e| format!("failed to make namespaces: {e}"))? else {
+        drop(outside);
+        let prepared = prepared.take().expect("opened above");
+        become_init(spec, prepared, inside, lock);
+    };
+    drop((inside, prepared));
+    let outcome = prepare(folder.as_fd(), &spec, child, &mut outside);
+    drop(outside);
+    // Whatever happened: the child ends by itself now, or is init and ends when it must.
+    let waited = system::wait_for(child).map_err(|e| format!("failed to wait for init: {e}"))?;
+    outcome?;
+    Ok(WaitReport {
+        failed: None,
+        status: Some(waited.status),
+        user_micros: waited.user_micros,
+        system_micros: waited.system_micros,
+        rss_max_kibibytes: waited.rss_max_kibibytes,
+    })
+}
+
+/// The launcher's half of the preparation.
+fn prepare(folder: BorrowedFd<'_>, spec: &LaunchSpec, child: Pid, outside: &mut UnixStream) -> Result<(), String> {
+    let mut first = [0];
+    match outside.read(&mut first) {
+        Ok(1) if first[0] == READY => {}
+        Ok(1) => {
+            let mut text = Vec::new();
+            let _ = outside.take(FAILURE_BYTES_MAX).read_to_end(&mut text);
+            return Err(format!("{}{}", char::from(first[0]), String::from_utf8_lossy(&text)));
+        }
+        _ => return Err("the sandbox ended while it was prepared".to_owned()),
+    }
+    let pid = child.as_raw_nonzero().get();
+    for (file, id) in [("uid_map", spec.uid), ("gid_map", spec.gid)] {
+        if file == "gid_map" {
+            write_proc(pid, "setgroups", "deny")?;
+        }
+        write_proc(pid, file, &format!("{id} {id} 1"))?;
+    }
+    let identity = system::identity_of(pid).map_err(|e| format!("failed to find init: {e}"))?;
+    write_durable(folder, FILE_IDENTITY, &identity)?;
+    refuse_stopped(folder)?;
+    outside.write_all(&[GO]).map_err(|e| format!("failed to let init go: {e}"))
+}
+
+fn write_proc(pid: i32, file: &str, text: &str) -> Result<(), String> {
+    std::fs::write(format!("/proc/{pid}/{file}"), text).map_err(|e| format!("failed to write {file} of the user namespace: {e}"))
+}
+
+/// The child's half: prepares from inside, and becomes init. Never returns.
+fn become_init(spec: LaunchSpec, prepared: Prepared, mut inside: UnixStream, lock: &OwnedFd) -> ! {
+    let from_inside = mounts::enter_new_root(&spec)
+        .and_then(|()| system::bring_loopback_up().map_err(|e| format!("failed to bring the loopback interface up: {e}")))
+        .and_then(|()| rustix::system::sethostname(b"mosaic").map_err(|e| format!("failed to set the host name: {e}")))
+        .and_then(|()| confine::enter_user_namespace());
+    if let Err(text) = from_inside {
+        let _ = inside.write_all(text.as_bytes());
+        system::exit_now(EXIT_UNPREPARED);
+    }
+    let mut go = [0];
+    let told = inside.write_all(&[READY]).and_then(|()| inside.read_exact(&mut go));
+    if told.is_err() || go[0] != GO {
+        system::exit_now(EXIT_UNPREPARED);
+    }
+    drop(inside);
+    let report = match confine::drop_privileges(&spec) {
+        Ok(()) => init::run(&spec, prepared.host, prepared.control, prepared.log),
+        Err(text) => ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0 },
+    };
+    let bytes = serde_json::to_vec(&report).expect("a report is plain data");
+    let written = (&prepared.exit).write_all(&bytes).and_then(|()| prepared.exit.sync_all());
+    // Held to the very end.
+    let _ = lock.as_fd();
+    system::exit_now(i32::from(written.is_err()))
+}
+
+/// What init could not open any more once it is confined.
+struct Prepared {
+    host: Vec<(&'static str, u64)>,
+    control: OwnedFd,
+    log: output::Ring,
+    exit: File,
+}
+
+impl Prepared {
+    fn open(folder: BorrowedFd<'_>, spec: &LaunchSpec) -> Result<Self, String> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let control = rustix::fs::openat(folder, FOLDER_CONTROL, flags, Mode::empty()).map_err(|e| format!("failed to open the link: {e}"))?;
+        let log = File::options().read(true).write(true).open(&spec.log).and_then(output::Ring::open);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+        let exit = rustix::fs::openat(folder, FILE_EXIT, flags, Mode::from_raw_mode(0o600)).map_err(|e| format!("failed to make {FILE_EXIT}: {e}"))?;
+        Ok(Self {
+            host: confine::host_namespaces()?,
+            control,
+            log: log.map_err(|e| format!("failed to open the log: {e}"))?,
+            exit: File::from(exit),
+        })
+    }
+}
+
+fn read_spec(folder: BorrowedFd<'_>) -> Result<LaunchSpec, String> {
+    let file = rustix::fs::openat(folder, FILE_SPEC, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| format!("failed to open {FILE_SPEC}: {e}"))?;
+    let mut bytes = Vec::new();
+    File::from(file).take(SPEC_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| format!("failed to read {FILE_SPEC}: {e}"))?;
+    let spec: SpecFile = serde_json::from_slice(&bytes).map_err(|e| format!("failed to decode {FILE_SPEC}: {e}"))?;
+    Ok(spec.launch)
+}
+
+fn refuse_stopped(folder: BorrowedFd<'_>) -> Result<(), String> {
+    match rustix::fs::statat(folder, FILE_STOPPED, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(rustix::io::Errno::NOENT) => Ok(()),
+        Ok(_) => Err("it was stopped before it started".to_owned()),
+        Err(e) => Err(format!("failed to look for {FILE_STOPPED}: {e}")),
+    }
+}
+
+/// Writes a file so that it is there whole and for good, or not at all.
+fn write_durable(folder: BorrowedFd<'_>, name: &str, value: &impl Serialize) -> Result<(), String> {
+    let bytes = serde_json::to_vec(value).map_err(|e| format!("failed to encode {name}: {e}"))?;
+    let temporary = format!("{name}.new");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let write = || -> std::io::Result<()> {
+        let mut file = File::from(rustix::fs::openat(folder, &temporary, flags, Mode::from_raw_mode(0o600))?);
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        rustix::fs::renameat(folder, &temporary, folder, name)?;
+        Ok(rustix::fs::fsync(folder)?)
+    };
+    write().map_err(|e| format!("failed to write {name}: {e}"))
+}

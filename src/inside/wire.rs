@@ -1,0 +1,219 @@
+//! What the controller, the launcher and init tell each other: files of a run's folder and messages of the link.
+//!
+//! Plain serde structs; unknown fields are ignored on both sides, so that a controller can adopt sandboxes of the version before.
+//! The link is HTTP/1.1 over a Unix socket, one request per connection, JSON bodies:
+//! `POST /v1/grant` ([`GrantRequest`] -> [`GrantAnswer`]) asks once whether the command may run; `POST /v1/renew`
+//! ([`RenewRequest`] -> [`RenewAnswer`]) is a long poll that renews the lease, or brings the word to stop.
+//!
+//! Progress: a line on standard output `{"progress": {"fraction": 0.5, "message": "half of it"}}`; both fields are optional.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The intent and everything needed to adopt a run; written before anything is started.
+pub const FILE_SPEC: &str = "spec.json";
+/// Content of `/mosaic/task.json`.
+pub const FILE_TASK: &str = "task.json";
+/// The launcher's [`Identity`].
+pub const FILE_LAUNCHER: &str = "launcher.json";
+/// init's [`Identity`]; durable before init may ask for its grant.
+pub const FILE_IDENTITY: &str = "identity.json";
+/// init's [`ExitReport`].
+pub const FILE_EXIT: &str = "exit.json";
+/// The launcher's [`WaitReport`].
+pub const FILE_WAIT: &str = "wait.json";
+/// The controller's note of the grant: hash of the session secret, and when.
+pub const FILE_SESSION: &str = "session";
+/// Tombstone: this run was stopped and never starts again.
+pub const FILE_STOPPED: &str = "stopped";
+/// Held (OFD lock) by the launcher and by init: free means that neither of them lives.
+pub const FILE_LOCK: &str = "lock";
+/// Folder of the control socket; never visible to the agent.
+pub const FOLDER_CONTROL: &str = "control";
+/// Folder mounted at `/mosaic/link`: the gateway's socket.
+pub const FOLDER_LINK: &str = "link";
+/// Folder mounted at `/mosaic/out`.
+pub const FOLDER_OUT: &str = "out";
+/// Mount point of the new root, in the sandbox's mount namespace only.
+pub const FOLDER_ROOT: &str = "root";
+/// Name of the control socket.
+pub const SOCKET_CONTROL: &str = "control.sock";
+/// Path of the request for a start.
+pub const PATH_GRANT: &str = "/v1/grant";
+/// Path of the renewal.
+pub const PATH_RENEW: &str = "/v1/renew";
+/// HOME inside.
+pub const HOME: &str = "/home/agent";
+/// The agent's login name inside.
+pub const USER: &str = "agent";
+
+/// What the launcher reads of [`FILE_SPEC`]; the controller keeps more in it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpecFile {
+    /// What to launch.
+    pub launch: LaunchSpec,
+}
+
+/// Everything that the launcher and init need. Paths are the host's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LaunchSpec {
+    /// The run, as text.
+    pub run: String,
+    /// Leader epoch that decided it.
+    pub epoch: u64,
+    /// Mounted read-write at `/workspace`.
+    pub tree: PathBuf,
+    /// Mounted read-write as HOME; `None`: a tmpfs.
+    pub home: Option<PathBuf>,
+    /// Mounted read-only at `/mosaic/base/objects`.
+    pub base_objects: Option<PathBuf>,
+    /// Mounted read-only at `/mosaic/tools/<name>`.
+    pub tools: Vec<ToolMount>,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Environment beyond init's own.
+    pub env: BTreeMap<String, String>,
+    /// init ends everything after this time.
+    pub deadline_millis: Option<u64>,
+    /// Uid and gid on the host and inside.
+    pub uid: u32,
+    /// See `uid`.
+    pub gid: u32,
+    /// Without a renewal for so long, init ends everything.
+    pub lease_millis: u64,
+    /// Size of each of the tmpfs at `/tmp`, `/dev/shm` and HOME.
+    pub tmp_bytes_max: u64,
+    /// The log: a ring file that the controller has made (see `inside::output`).
+    pub log: PathBuf,
+}
+
+/// A folder of tools.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ToolMount {
+    /// Name under `/mosaic/tools`.
+    pub name: String,
+    /// Folder on the host.
+    pub path: PathBuf,
+}
+
+/// A process for ever: no later process has the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// Process id in the host's namespace.
+    pub pid: i32,
+    /// Start time in clock ticks since boot, field 22 of `/proc/<pid>/stat`.
+    pub start_ticks: u64,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Inode of its pid namespace.
+    pub pid_namespace: u64,
+}
+
+/// How a run ended, as init saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ExitCause {
+    /// The command exited with this code.
+    Exited(i32),
+    /// A signal ended the command.
+    Signaled(i32),
+    /// The deadline was over.
+    TimedOut,
+    /// No renewal for the lease time.
+    LeaseExpired,
+    /// The controller said so.
+    Stopped,
+    /// The start gate refused, nobody answered or isolation was not in force.
+    NotStarted(String),
+    /// The command could not be executed.
+    CannotExecute(String),
+}
+
+/// init's last word; nothing else lives in its namespace when it is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExitReport {
+    /// Why.
+    pub cause: ExitCause,
+    /// From the grant to the end.
+    pub duration_millis: u64,
+}
+
+/// The launcher's last word.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WaitReport {
+    /// Why there never was a sandbox.
+    pub failed: Option<String>,
+    /// init's wait status, as the kernel gives it.
+    pub status: Option<i32>,
+    /// CPU time of all its processes that were reaped, in user mode.
+    pub user_micros: u64,
+    /// The same in kernel mode.
+    pub system_micros: u64,
+    /// Largest resident set of one process.
+    pub rss_max_kibibytes: u64,
+}
+
+/// May I start?
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GrantRequest {
+    /// Which run.
+    pub run: String,
+    /// Leader epoch of the run.
+    pub epoch: u64,
+    /// Made by init, kept in its memory only; renewals prove it.
+    pub secret: String,
+    /// What is enforced, as looked at from inside.
+    pub isolation: Vec<String>,
+}
+
+/// The controller's word on a start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GrantAnswer {
+    /// Whether the command may run.
+    pub granted: bool,
+    /// Why not.
+    pub reason: String,
+    /// Highest epoch that the controller knows.
+    pub epoch: u64,
+}
+
+/// I live; may I go on?
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RenewRequest {
+    /// The session secret.
+    pub secret: String,
+}
+
+/// The controller's word on a running command.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RenewAnswer {
+    /// Go on or end.
+    pub word: Word,
+    /// Highest epoch that the controller knows; init takes no word of a lower one than it has seen.
+    pub epoch: u64,
+}
+
+/// Go on or end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Word {
+    /// The lease is renewed.
+    Renew,
+    /// End everything now.
+    Stop,
+}
+
+/// How long the controller holds a renewal before it answers, for a lease.
+#[must_use]
+pub fn hold_millis(lease_millis: u64) -> u64 {
+    (lease_millis / 6).max(50)
+}

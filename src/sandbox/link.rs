@@ -1,0 +1,339 @@
+//! The controller's side of the link: one control socket per run, on a thread and a runtime of its own.
+//!
+//! init asks for its grant, then renews its lease by long polls; an answer may be the word to stop. Renewals never wait for the
+//! reconcile pool, the store or a lock of theirs. Only runs that this server was told of are answered; a tombstone in the run's folder
+//! is the end of its grant, so that a start which completes late is harmless. Nothing else that comes over the link is believed.
+//!
+//! It decides nothing about agents: who may run was decided when the intent was written.
+
+use crate::api::names::{Epoch, RunId, Uid};
+use crate::inside::wire::{
+    FILE_SESSION, FOLDER_CONTROL, GrantAnswer, GrantRequest, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, SOCKET_CONTROL, Word,
+    hold_millis,
+};
+use crate::sandbox::process::folder::{RunFolder, Session, hash};
+use crate::sandbox::process::kill::{self, Life};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
+
+/// Largest body of a request.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Connections to one control socket at once; init needs one.
+const CONNECTIONS_MAX: usize = 4;
+/// How long a request may take to arrive.
+const HEADER_PATIENCE: Duration = Duration::from_secs(5);
+/// Changes that a slow listener may lag behind before it is told that it missed some.
+const CHANGES_KEPT: usize = 1024;
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves the control sockets of all runs.
+pub struct LinkServer {
+    shared: Arc<Shared>,
+    runtime: tokio::runtime::Handle,
+    quit: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+struct Shared {
+    lease: Duration,
+    epoch: AtomicU64,
+    changes: broadcast::Sender<Uid>,
+    runs: Mutex<BTreeMap<RunId, Arc<RunLink>>>,
+}
+
+/// The link of one run.
+struct RunLink {
+    run: RunId,
+    epoch: Epoch,
+    folder: RunFolder,
+    word: watch::Sender<Word>,
+    secret_hash: Mutex<Option<String>>,
+    started: Mutex<bool>,
+    has_started: Condvar,
+    /// Ends the tasks of this run.
+    quit: watch::Sender<bool>,
+}
+
+impl LinkServer {
+    /// Starts the thread.
+    /// # Errors
+    /// No thread or descriptors are left.
+    pub fn start(lease: Duration) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (quit, quitting) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name("mosaic-link".to_owned()).spawn(move || {
+            let _ = runtime.block_on(quitting);
+            runtime.shutdown_background();
+        })?;
+        let shared = Shared { lease, epoch: AtomicU64::new(0), changes: broadcast::channel(CHANGES_KEPT).0, runs: Mutex::default() };
+        Ok(Self { shared: Arc::new(shared), runtime: handle, quit: Some(quit), thread: Some(thread) })
+    }
+
+    /// Tells of every run that started or ended, by the agent's uid. Messages may be missed; they carry no data.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<Uid> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Raises the epoch that answers carry.
+    pub fn raise_epoch(&self, epoch: Epoch) {
+        self.shared.epoch.fetch_max(epoch.0, Ordering::SeqCst);
+    }
+
+    /// Binds the control socket of a run, anew if there was one, and serves it.
+    /// # Errors
+    /// The socket cannot be bound.
+    pub fn serve(&self, run: &RunId, epoch: Epoch, folder: &RunFolder) -> io::Result<()> {
+        let listener = bind(folder)?;
+        let link = Arc::new(RunLink {
+            run: run.clone(),
+            epoch,
+            folder: folder.clone(),
+            word: watch::Sender::new(Word::Renew),
+            secret_hash: Mutex::default(),
+            started: Mutex::new(false),
+            has_started: Condvar::new(),
+            quit: watch::Sender::new(false),
+        });
+        self.shared.runs().insert(run.clone(), link.clone());
+        self.runtime.spawn(accept(self.shared.clone(), link.clone(), listener));
+        if folder.identity()?.is_some() {
+            self.runtime.spawn(watch_end(self.shared.clone(), link));
+        }
+        Ok(())
+    }
+
+    /// Waits until the command of a run executes; false when the time was over first.
+    #[must_use]
+    pub fn wait_started(&self, run: &RunId, timeout: Duration) -> bool {
+        let Some(link) = self.shared.runs().get(run).cloned() else { return false };
+        let started = link.started.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = link.has_started.wait_timeout_while(started, timeout, |started| !*started);
+        *result.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Sends the word to stop, now or at init's next question.
+    pub fn say_stop(&self, run: &RunId) {
+        if let Some(link) = self.shared.runs().get(run) {
+            link.word.send_replace(Word::Stop);
+        }
+    }
+
+    /// Serves a run no longer.
+    pub fn forget(&self, run: &RunId) {
+        if let Some(link) = self.shared.runs().remove(run) {
+            link.quit.send_replace(true);
+        }
+    }
+}
+
+impl Drop for LinkServer {
+    fn drop(&mut self) {
+        drop(self.quit.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn runs(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<RunLink>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self, uid: &Uid) {
+        // Nobody listening is no error.
+        let _ = self.changes.send(uid.clone());
+    }
+}
+
+/// Binds through a descriptor of the folder: the path of a socket may have 108 bytes only.
+fn bind(folder: &RunFolder) -> io::Result<UnixListener> {
+    let control = File::open(folder.path().join(FOLDER_CONTROL))?;
+    let path = |name: &str| format!("/proc/self/fd/{}/{name}", control.as_raw_fd());
+    let temporary = path("new.sock");
+    match std::fs::remove_file(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&temporary)?;
+    listener.set_nonblocking(true)?;
+    // init connects as the sandbox's user; nobody else passes the folders above.
+    std::fs::set_permissions(&temporary, Permissions::from_mode(0o666))?;
+    std::fs::rename(&temporary, path(SOCKET_CONTROL))?;
+    Ok(listener)
+}
+
+async fn accept(shared: Arc<Shared>, link: Arc<RunLink>, listener: UnixListener) {
+    let Ok(listener) = tokio::net::UnixListener::from_std(listener) else { return };
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut quit = link.quit.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = quit.wait_for(|quit| *quit) => return,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let Ok(permit) = connections.clone().try_acquire_owned() else { continue };
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let (shared, link) = (shared.clone(), link.clone());
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(shared.clone(), link.clone(), pid, request));
+            let mut server = hyper::server::conn::http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE).keep_alive(false);
+            // A broken connection is the client's matter: it asks again.
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            drop(permit);
+        });
+    }
+}
+
+/// Tells of the end of a run's init.
+async fn watch_end(shared: Arc<Shared>, link: Arc<RunLink>) {
+    let handle = link.folder.identity().ok().flatten().and_then(|identity| kill::handle(&identity).ok().flatten());
+    let gone = async |handle: OwnedFd| -> io::Result<()> {
+        // SAFETY: the handle owns its descriptor, which stays open until the `AsyncFd` is dropped.
+        let handle = unsafe { tokio::io::unix::AsyncFd::register_with_interest(handle, tokio::io::Interest::READABLE) }?;
+        handle.readable().await.map(drop)
+    };
+    let mut quit = link.quit.subscribe();
+    if let Some(handle) = handle {
+        tokio::select! {
+            _ = gone(handle) => {}
+            _ = quit.wait_for(|quit| *quit) => return,
+        }
+    }
+    shared.changed(&link.run.uid);
+}
+
+type Answer = Response<Full<Bytes>>;
+
+async fn answer(shared: Arc<Shared>, link: Arc<RunLink>, pid: Option<i32>, request: Request<Incoming>) -> Result<Answer, hyper::Error> {
+    let path = request.uri().path().to_owned();
+    let body = tokio::time::timeout(HEADER_PATIENCE, Limited::new(request.into_body(), BODY_BYTES_MAX).collect()).await;
+    let Ok(Ok(body)) = body else { return Ok(plain(StatusCode::BAD_REQUEST)) };
+    let body = body.to_bytes();
+    Ok(match path.as_str() {
+        PATH_GRANT => match serde_json::from_slice(&body) {
+            Ok(request) => grant(shared, link, pid, request).await,
+            Err(_) => plain(StatusCode::BAD_REQUEST),
+        },
+        PATH_RENEW => match serde_json::from_slice(&body) {
+            Ok(request) => renew(shared, link, request).await,
+            Err(_) => plain(StatusCode::BAD_REQUEST),
+        },
+        _ => plain(StatusCode::NOT_FOUND),
+    })
+}
+
+fn plain(status: StatusCode) -> Answer {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = status;
+    response
+}
+
+fn json(value: &impl Serialize) -> Answer {
+    let bytes = serde_json::to_vec(value).expect("an answer is plain data");
+    Response::new(Full::new(bytes.into()))
+}
+
+async fn grant(shared: Arc<Shared>, link: Arc<RunLink>, pid: Option<i32>, request: GrantRequest) -> Answer {
+    let deciding = link.clone();
+    // It writes to the disk, and renewals must not wait for that.
+    let decided = tokio::task::spawn_blocking(move || deciding.decide(pid, request)).await;
+    let epoch = shared.epoch.load(Ordering::SeqCst).max(link.epoch.0);
+    match decided {
+        Ok(Ok(None)) => {
+            tokio::spawn(watch_end(shared.clone(), link.clone()));
+            shared.changed(&link.run.uid);
+            json(&GrantAnswer { granted: true, reason: String::new(), epoch })
+        }
+        Ok(Ok(Some(reason))) => json(&GrantAnswer { granted: false, reason: reason.to_owned(), epoch }),
+        Ok(Err(_)) | Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR),
+    }
+}
+
+async fn renew(shared: Arc<Shared>, link: Arc<RunLink>, request: RenewRequest) -> Answer {
+    match link.knows(&request.secret) {
+        Ok(true) => {}
+        Ok(false) => return plain(StatusCode::FORBIDDEN),
+        Err(_) => return plain(StatusCode::INTERNAL_SERVER_ERROR),
+    }
+    link.set_started();
+    let stopped = match link.folder.is_stopped() {
+        Ok(stopped) => stopped,
+        Err(_) => return plain(StatusCode::INTERNAL_SERVER_ERROR),
+    };
+    let mut word = link.word.subscribe();
+    let hold = Duration::from_millis(hold_millis(u64::try_from(shared.lease.as_millis()).unwrap_or(u64::MAX)));
+    let told = !stopped && tokio::time::timeout(hold, word.wait_for(|word| *word == Word::Stop)).await.is_err();
+    let epoch = shared.epoch.load(Ordering::SeqCst).max(link.epoch.0);
+    json(&RenewAnswer { word: if told { Word::Renew } else { Word::Stop }, epoch })
+}
+
+impl RunLink {
+    /// The start gate. `None` grants; else the reason of the refusal.
+    fn decide(&self, pid: Option<i32>, request: GrantRequest) -> io::Result<Option<&'static str>> {
+        if self.folder.is_stopped()? {
+            return Ok(Some("it was stopped before it started"));
+        }
+        if request.run != self.run.to_string() || request.epoch != self.epoch.0 {
+            return Ok(Some("this is the link of another run"));
+        }
+        let Some(identity) = self.folder.identity()? else { return Ok(Some("its identity is not written")) };
+        if pid != Some(identity.pid) || kill::look(&identity)? != Life::Alive {
+            return Ok(Some("it is not the init of this run"));
+        }
+        let secret_hash = hash(request.secret.as_bytes());
+        let mut known = self.secret_hash.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = self.folder.read::<Session>(FILE_SESSION)? {
+            // The same init asks again when the answer was lost.
+            let same = is_same(&session.secret_hash, &secret_hash);
+            return Ok(if same { None } else { Some("the run was granted before") });
+        }
+        let granted_at_millis = Timestamp::now().as_millisecond();
+        let session = Session { secret_hash: secret_hash.clone(), granted_at_millis, isolation: request.isolation };
+        self.folder.write(FILE_SESSION, &session)?;
+        *known = Some(secret_hash);
+        Ok(None)
+    }
+
+    /// Whether this is the secret of the init that has the grant.
+    fn knows(&self, secret: &str) -> io::Result<bool> {
+        let mut known = self.secret_hash.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_none() {
+            *known = self.folder.read::<Session>(FILE_SESSION)?.map(|session| session.secret_hash);
+        }
+        Ok(known.as_ref().is_some_and(|known| is_same(known, &hash(secret.as_bytes()))))
+    }
+
+    fn set_started(&self) {
+        *self.started.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.has_started.notify_all();
+    }
+}
+
+fn is_same(a: &str, b: &str) -> bool {
+    a.as_bytes().ct_eq(b.as_bytes()).into()
+}

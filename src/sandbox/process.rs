@@ -1,0 +1,352 @@
+//! The process driver: a sandbox is a process in namespaces of its own, with `mosaic-init` as its PID 1.
+//!
+//! `ensure` writes the intent, then starts a launcher that belongs to nobody; `observe` reads the run's folder and the process table;
+//! `stop` writes a tombstone, says the word and kills; `remove` takes the folder away. The folder is the only memory: after a restart
+//! `open` reads all of them and serves their links again. Blocking work runs on tokio's blocking pool, the link on its own thread.
+//!
+//! It needs root so far. What is enforced is looked at from inside (`inside::confine`) and reported in `isolation`.
+
+mod create;
+pub mod folder;
+pub mod init_binary;
+pub mod kill;
+mod observe;
+mod result;
+mod stop;
+
+pub use init_binary::find_init;
+
+use crate::api::names::{Attempt, Epoch, RunId, Uid};
+use crate::api::validate::Limits;
+use crate::inside::wire::FILE_SPEC;
+use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
+use crate::sandbox::link::LinkServer;
+use crate::sandbox::{RunSpec, Sandbox, SandboxError};
+use folder::{RunFolder, StoredSpec, log_path, short, write_durable};
+use futures::future::BoxFuture;
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::sync::broadcast;
+
+/// Uid and gid of everything in a sandbox, unless configured. Not 65534: that is what unmapped ids look like.
+pub const SANDBOX_UID: u32 = 61357;
+/// Name of the file with the highest epoch seen, in `runs/`.
+const FILE_EPOCH: &str = "epoch-seen";
+/// Name of the file with an agent's highest attempt, in its folder of logs.
+const FILE_ATTEMPT: &str = "attempt-seen";
+/// Prefix of a run's folder while it is removed.
+const REMOVING: &str = ".removing-";
+/// The agent that the driver's own test runs for.
+const SELF_TEST_UID: &str = "driver-self-test";
+
+/// A folder of the operator's that every sandbox sees, read-only, at `/mosaic/tools/<name>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolRoot {
+    /// Name inside.
+    pub name: String,
+    /// Folder on the host. Its `bin`, or itself without one, comes first in PATH.
+    pub path: PathBuf,
+}
+
+/// Settings of the driver.
+#[derive(Debug, Clone)]
+pub struct ProcessConfig {
+    /// The state folder.
+    pub state: PathBuf,
+    /// Id of this installation: runs of another one are left alone.
+    pub installation: String,
+    /// A static `mosaic-init`, see `find_init`.
+    pub init: PathBuf,
+    /// Uid and gid of everything inside.
+    pub sandbox_uid: u32,
+    /// Folders of tools.
+    pub tool_roots: Vec<ToolRoot>,
+    /// Without a renewal for so long a sandbox ends itself.
+    pub lease: Duration,
+    /// How long `stop` looks for the end before it says that it could not see it.
+    pub stop_timeout: Duration,
+    /// How long `ensure` waits for the command to execute.
+    pub start_timeout: Duration,
+    /// Size of a run's log; older output is dropped.
+    pub output_bytes_max: u64,
+}
+
+impl ProcessConfig {
+    /// The defaults: lease 30 s, stop 5 s, start 20 s, 8 MiB of output.
+    pub fn new(state: impl Into<PathBuf>, installation: impl Into<String>, init: impl Into<PathBuf>) -> Self {
+        Self {
+            state: state.into(),
+            installation: installation.into(),
+            init: init.into(),
+            sandbox_uid: SANDBOX_UID,
+            tool_roots: Vec::new(),
+            lease: Duration::from_secs(30),
+            stop_timeout: Duration::from_secs(5),
+            start_timeout: Duration::from_secs(20),
+            output_bytes_max: 8 * 1024 * 1024,
+        }
+    }
+}
+
+/// The process driver.
+pub struct ProcessSandbox {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: ProcessConfig,
+    link: LinkServer,
+    runs: Mutex<Runs>,
+}
+
+#[derive(Default)]
+struct Runs {
+    epoch: Epoch,
+    attempts: BTreeMap<Uid, Attempt>,
+    known: BTreeMap<RunId, Arc<Run>>,
+}
+
+/// One run that has a folder, or is about to.
+struct Run {
+    id: RunId,
+    folder: RunFolder,
+    /// Held while the run is made, so that it is made once.
+    making: Mutex<()>,
+    /// Its end never changes once it was seen.
+    ended: OnceLock<RunEnd>,
+    progress: Mutex<observe::ProgressCursor>,
+}
+
+impl ProcessSandbox {
+    /// Opens the driver: adopts the sandboxes of this state folder and tests itself with a tiny one.
+    /// # Errors
+    /// `Unsupported` says what the host lacks; others, what failed.
+    pub fn open(config: ProcessConfig) -> Result<Self, SandboxError> {
+        if !rustix::process::geteuid().is_root() {
+            let text = "the process sandbox needs root so far: run mosaic as root";
+            return Err(SandboxError::Unsupported(text.to_owned()));
+        }
+        init_binary::check(&config.init).map_err(|e| SandboxError::Unsupported(e.to_string()))?;
+        let inner = Inner::open(config).map_err(|e| SandboxError::CannotObserve(format!("failed to open the driver's folders: {e}")))?;
+        inner.test_itself()?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Tells of every run that started or ended, by the agent's uid. Messages may be missed; look with `observe`.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<Uid> {
+        self.inner.link.changes()
+    }
+
+    /// The folder that a sandbox of this run sees at `/mosaic/link`, for the gateway's socket `gateway.sock`.
+    #[must_use]
+    pub fn link_folder(&self, run: &RunId) -> PathBuf {
+        RunFolder::of(&self.inner.config.state, run).path().join(crate::inside::wire::FOLDER_LINK)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, SandboxError> + Send + 'static,
+    ) -> Result<T, SandboxError> {
+        let inner = self.inner.clone();
+        let done = tokio::task::spawn_blocking(move || work(&inner)).await;
+        done.unwrap_or_else(|e| Err(SandboxError::CannotObserve(format!("the driver's work was broken off: {e}"))))
+    }
+}
+
+impl Sandbox for ProcessSandbox {
+    fn ensure(&self, spec: RunSpec) -> BoxFuture<'_, Result<(), SandboxError>> {
+        Box::pin(self.blocking(move |inner| inner.ensure(&spec)))
+    }
+
+    fn observe<'a>(&'a self, uid: Option<&'a Uid>) -> BoxFuture<'a, Result<Vec<SandboxSeen>, SandboxError>> {
+        let uid = uid.cloned();
+        Box::pin(self.blocking(move |inner| inner.observe(uid.as_ref())))
+    }
+
+    fn stop<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), SandboxError>> {
+        let run = run.clone();
+        Box::pin(self.blocking(move |inner| inner.stop(&run)))
+    }
+
+    fn remove<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), SandboxError>> {
+        let run = run.clone();
+        Box::pin(self.blocking(move |inner| inner.remove(&run)))
+    }
+}
+
+impl Runs {
+    /// Refuses what is older than what was seen.
+    fn check_fence(&self, run: &RunId, epoch: Epoch) -> Result<(), SandboxError> {
+        if epoch < self.epoch {
+            return Err(SandboxError::Fenced(format!("epoch {} of {run} is older than {}", epoch.0, self.epoch.0)));
+        }
+        match self.attempts.get(&run.uid) {
+            Some(highest) if run.attempt < *highest => {
+                Err(SandboxError::Fenced(format!("attempt {} of {run} is older than {highest}", run.attempt)))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    fn open(mut config: ProcessConfig) -> io::Result<Self> {
+        for name in ["runs", "logs"] {
+            DirBuilder::new().recursive(true).mode(0o700).create(config.state.join(name))?;
+        }
+        config.state = fs::canonicalize(&config.state)?;
+        let link = LinkServer::start(config.lease)?;
+        let inner = Self { config, link, runs: Mutex::default() };
+        inner.read_fences()?;
+        for entry in fs::read_dir(inner.config.state.join("runs"))? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                inner.adopt(entry.path())?;
+            }
+        }
+        inner.link.raise_epoch(inner.runs().epoch);
+        Ok(inner)
+    }
+
+    fn runs(&self) -> MutexGuard<'_, Runs> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_of(&self, id: &RunId) -> Arc<Run> {
+        Arc::new(Run {
+            id: id.clone(),
+            folder: RunFolder::of(&self.config.state, id),
+            making: Mutex::default(),
+            ended: OnceLock::new(),
+            progress: Mutex::default(),
+        })
+    }
+
+    fn read_fences(&self) -> io::Result<()> {
+        let number = |path: PathBuf| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let mut runs = self.runs();
+        runs.epoch = Epoch(number(self.config.state.join("runs").join(FILE_EPOCH)).unwrap_or(0));
+        for entry in fs::read_dir(self.config.state.join("logs"))? {
+            let entry = entry?;
+            let uid = entry.file_name().to_str().and_then(|name| Uid::new(name).ok());
+            let attempt = number(entry.path().join(FILE_ATTEMPT)).and_then(|n| u32::try_from(n).ok());
+            if let (Some(uid), Some(attempt)) = (uid, attempt) {
+                runs.attempts.insert(uid, Attempt(attempt));
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers epoch and attempt, durably, before anything is made for them.
+    fn raise_fences(&self, runs: &mut Runs, run: &RunId, epoch: Epoch) -> io::Result<()> {
+        if epoch > runs.epoch {
+            write_durable(&self.config.state.join("runs"), FILE_EPOCH, epoch.0.to_string().as_bytes())?;
+            runs.epoch = epoch;
+            self.link.raise_epoch(epoch);
+        }
+        let logs = self.config.state.join("logs").join(run.uid.as_str());
+        if runs.attempts.get(&run.uid).is_none_or(|highest| run.attempt > *highest) {
+            DirBuilder::new().recursive(true).mode(0o700).create(&logs)?;
+            write_durable(&logs, FILE_ATTEMPT, run.attempt.to_string().as_bytes())?;
+            runs.attempts.insert(run.uid.clone(), run.attempt);
+        }
+        Ok(())
+    }
+
+    /// Takes in a folder that was found at the start.
+    fn adopt(&self, path: PathBuf) -> io::Result<()> {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(REMOVING)) {
+            return fs::remove_dir_all(path);
+        }
+        let folder = RunFolder::at(path);
+        let held = folder.is_held()?;
+        let Some(spec) = folder.read::<StoredSpec>(FILE_SPEC)? else {
+            // A crash came before the intent was written: nothing was started for it.
+            return if held { Ok(()) } else { fs::remove_dir_all(folder.path()) };
+        };
+        if spec.installation != self.config.installation {
+            return Ok(());
+        }
+        let run = self.run_of(&spec.run);
+        if held {
+            self.link.serve(&spec.run, spec.epoch, &run.folder)?;
+        }
+        let mut runs = self.runs();
+        runs.epoch = runs.epoch.max(spec.epoch);
+        let highest = runs.attempts.entry(spec.run.uid.clone()).or_default();
+        *highest = spec.run.attempt.max(*highest);
+        runs.known.insert(spec.run, run);
+        Ok(())
+    }
+
+    /// Runs `/bin/true` in a sandbox and says what is missing when that fails.
+    fn test_itself(&self) -> Result<(), SandboxError> {
+        let uid = Uid::new(SELF_TEST_UID).expect("a valid uid");
+        let run = RunId { uid: uid.clone(), attempt: Attempt(1), role: crate::api::names::Role::Agent };
+        let tree = self.config.state.join("runs").join("self-test-tree");
+        let cannot = |e: io::Error| SandboxError::Unsupported(format!("the sandbox's own test failed: {e}"));
+        fs::create_dir_all(&tree).map_err(cannot)?;
+        self.stop(&run)?;
+        self.remove(&run)?;
+        let spec = RunSpec {
+            run: run.clone(),
+            epoch: self.runs().epoch,
+            tree: tree.clone(),
+            home: None,
+            base_objects: None,
+            task: None,
+            args: vec!["/bin/true".to_owned()],
+            env: BTreeMap::new(),
+            deadline: Some(self.config.start_timeout),
+            limits: Limits { cpu_millis: 1000, memory_bytes: 64 << 20, pids_max: 16, disk_bytes: 1 << 20 },
+        };
+        self.ensure(&spec)?;
+        let outcome = self.wait_ended(&run)?;
+        self.stop(&run)?;
+        self.remove(&run)?;
+        let logs = self.config.state.join("logs").join(SELF_TEST_UID);
+        fs::remove_dir_all(&logs).and_then(|()| fs::remove_dir(&tree)).map_err(cannot)?;
+        self.runs().attempts.remove(&uid);
+        match outcome {
+            Some(EndCause::Exited(0)) => Ok(()),
+            Some(EndCause::NotStarted(text) | EndCause::CannotExecute(text)) => {
+                Err(SandboxError::Unsupported(format!("this host cannot make the process sandbox: {text}")))
+            }
+            other => Err(SandboxError::Unsupported(format!("the sandbox's own test ended with {other:?}"))),
+        }
+    }
+
+    fn wait_ended(&self, run: &RunId) -> Result<Option<EndCause>, SandboxError> {
+        let until = std::time::Instant::now() + self.config.start_timeout;
+        loop {
+            for seen in self.observe(Some(&run.uid))? {
+                if let SandboxState::Ended(end) = seen.state {
+                    return Ok(Some(end.cause));
+                }
+            }
+            if std::time::Instant::now() >= until {
+                return Ok(None);
+            }
+            std::thread::sleep(create::LOOK_PAUSE);
+        }
+    }
+
+    fn log_of(&self, run: &RunId) -> PathBuf {
+        log_path(&self.config.state, &run.uid, &short(run))
+    }
+
+    fn failed(run: &RunId, what: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
+        let run = run.clone();
+        move |source| SandboxError::Failed { what, run, source: Box::new(source) }
+    }
+
+    fn state(&self) -> &Path {
+        &self.config.state
+    }
+}

@@ -1,0 +1,158 @@
+//! Making a sandbox: intent first, then a launcher that outlives us.
+
+use super::{Inner, Run};
+use crate::api::names::RunId;
+use crate::inside::wire::{FILE_SPEC, FILE_TASK, FILE_WAIT, LaunchSpec, ToolMount, WaitReport};
+use crate::inside::{output, system};
+use crate::sandbox::process::folder::{StoredSpec, write_durable};
+use crate::sandbox::{RunSpec, SandboxError};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+/// Pause between two looks while something is awaited.
+pub(super) const LOOK_PAUSE: Duration = Duration::from_millis(5);
+/// Each tmpfs of a sandbox has at least so much,
+const TMP_BYTES_MIN: u64 = 64 << 20;
+/// and at most so much: it is memory of the host until limits are enforced.
+const TMP_BYTES_MAX: u64 = 2 << 30;
+/// Descriptors for the launcher start here, above those that libraries take for standard streams.
+const DESCRIPTOR_MIN: i32 = 10;
+
+impl Inner {
+    pub(super) fn ensure(&self, spec: &RunSpec) -> Result<(), SandboxError> {
+        let id = &spec.run;
+        let run = {
+            let mut runs = self.runs();
+            runs.check_fence(id, spec.epoch)?;
+            self.raise_fences(&mut runs, id, spec.epoch).map_err(Self::failed(id, "prepare"))?;
+            runs.known.entry(id.clone()).or_insert_with(|| self.run_of(id)).clone()
+        };
+        {
+            let _making = run.making.lock().unwrap_or_else(PoisonError::into_inner);
+            let exists = fs::exists(run.folder.path().join(FILE_SPEC)).map_err(Self::failed(id, "look for"))?;
+            if !exists {
+                self.make(&run, spec)?;
+            }
+        }
+        self.wait_started(&run)
+    }
+
+    fn make(&self, run: &Run, spec: &RunSpec) -> Result<(), SandboxError> {
+        let written = self.write_intent(run, spec);
+        let lock = match written {
+            Ok(lock) => lock,
+            Err(e) => {
+                // No intent, no run: nothing was started, and nothing may be left.
+                self.link.forget(&run.id);
+                self.runs().known.remove(&run.id);
+                let _ = fs::remove_dir_all(run.folder.path());
+                return Err(Self::failed(&run.id, "prepare")(e));
+            }
+        };
+        let started = spawn(&self.config.init, run.folder.path(), &lock);
+        started.map_err(|e| {
+            let report = WaitReport { failed: Some(format!("failed to start {}: {e}", self.config.init.display())), ..WaitReport::default() };
+            let _ = run.folder.write(FILE_WAIT, &report);
+            Self::failed(&run.id, "start")(e)
+        })
+    }
+
+    /// Lays out the folder; the intent is durable when it returns. The lock goes to the launcher.
+    fn write_intent(&self, run: &Run, spec: &RunSpec) -> io::Result<File> {
+        let uid = self.config.sandbox_uid;
+        run.folder.make(uid, uid)?;
+        let lock = run.folder.open_lock()?;
+        system::lock_file(lock.as_fd())?;
+        let log = self.log_of(&run.id);
+        if let Some(parent) = log.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
+        let file = File::options().write(true).create(true).truncate(true).open(&log)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        output::format(&file, self.config.output_bytes_max, &serde_json::to_vec(&run.id)?)?;
+        if let Some(task) = &spec.task {
+            write_durable(run.folder.path(), FILE_TASK, task)?;
+            // Read inside by the sandbox's user.
+            fs::set_permissions(run.folder.path().join(FILE_TASK), fs::Permissions::from_mode(0o644))?;
+        }
+        let stored = StoredSpec {
+            run: run.id.clone(),
+            epoch: spec.epoch,
+            installation: self.config.installation.clone(),
+            launch: self.launch_spec(spec, &log),
+        };
+        self.link.serve(&run.id, spec.epoch, &run.folder)?;
+        run.folder.write(FILE_SPEC, &stored)?;
+        Ok(lock)
+    }
+
+    fn launch_spec(&self, spec: &RunSpec, log: &Path) -> LaunchSpec {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let tool = |root: &super::ToolRoot| ToolMount { name: root.name.clone(), path: root.path.clone() };
+        LaunchSpec {
+            run: spec.run.to_string(),
+            epoch: spec.epoch.0,
+            tree: spec.tree.clone(),
+            home: spec.home.clone(),
+            base_objects: spec.base_objects.clone(),
+            tools: self.config.tool_roots.iter().map(tool).collect(),
+            args: spec.args.clone(),
+            env: spec.env.clone(),
+            deadline_millis: spec.deadline.map(millis),
+            uid: self.config.sandbox_uid,
+            gid: self.config.sandbox_uid,
+            lease_millis: millis(self.config.lease),
+            tmp_bytes_max: (spec.limits.memory_bytes / 2).clamp(TMP_BYTES_MIN, TMP_BYTES_MAX),
+            log: log.to_owned(),
+        }
+    }
+
+    /// Waits until the command executes, or everything of the run is gone (then `observe` tells how it ended).
+    fn wait_started(&self, run: &Run) -> Result<(), SandboxError> {
+        let until = Instant::now() + self.config.start_timeout;
+        loop {
+            if run.ended.get().is_some() || self.link.wait_started(&run.id, LOOK_PAUSE * 4) {
+                return Ok(());
+            }
+            if !run.folder.is_held().map_err(Self::failed(&run.id, "look at"))? {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                let text = format!("it did not start within {} s", self.config.start_timeout.as_secs());
+                return Err(Self::failed(&run.id, "start")(io::Error::new(io::ErrorKind::TimedOut, text)));
+            }
+            std::thread::sleep(LOOK_PAUSE);
+        }
+    }
+
+    pub(super) fn known(&self, id: &RunId) -> Option<std::sync::Arc<Run>> {
+        self.runs().known.get(id).cloned()
+    }
+}
+
+/// Starts the launcher in a session of its own; it detaches itself, and what we wait for ends at once.
+fn spawn(init: &Path, folder: &Path, lock: &File) -> io::Result<()> {
+    let folder = File::open(folder)?;
+    let folder = rustix::io::fcntl_dupfd_cloexec(&folder, DESCRIPTOR_MIN)?;
+    let lock = rustix::io::fcntl_dupfd_cloexec(lock, DESCRIPTOR_MIN)?;
+    let mut command = Command::new(init);
+    command.arg("launch").arg(folder.as_raw_fd().to_string()).arg(lock.as_raw_fd().to_string());
+    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: setsid and fcntl are async-signal-safe; both descriptors outlive the call.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::setsid()?;
+            rustix::io::fcntl_setfd(&folder, rustix::io::FdFlags::empty())?;
+            Ok(rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())?)
+        });
+    }
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("the launcher ended with {status}"))) }
+}

@@ -1,0 +1,144 @@
+//! Looking: the run's folder says what was begun and reported, the process table says what lives. Only both together make an end.
+
+use super::{Inner, Run};
+use crate::api::agent::Driver;
+use crate::api::names::{Attempt, Role, RunId, Uid};
+use crate::inside::output;
+use crate::inside::wire::{ExitCause, ExitReport, FILE_EXIT, FILE_SESSION, FILE_SPEC, FILE_WAIT, Identity, WaitReport};
+use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
+use crate::sandbox::process::folder::Session;
+use crate::sandbox::process::kill::{self, Life};
+use crate::sandbox::process::result::{self, Progress};
+use crate::sandbox::{SandboxError, logs};
+use k8s_openapi::jiff::Timestamp;
+use std::fs::{self, File};
+use std::io;
+use std::sync::{Arc, PoisonError};
+
+/// Most of the output that an end keeps.
+const TAIL_BYTES_MAX: usize = 8 * 1024;
+/// Most new output that one look searches for progress: only the last line counts.
+const PROGRESS_BYTES_MAX: usize = 64 * 1024;
+
+/// Where the search for progress goes on.
+#[derive(Default)]
+pub(super) struct ProgressCursor {
+    next: u64,
+    last: Option<Progress>,
+}
+
+impl Inner {
+    pub(super) fn observe(&self, uid: Option<&Uid>) -> Result<Vec<SandboxSeen>, SandboxError> {
+        let wanted: Vec<Arc<Run>> = match uid {
+            Some(uid) => {
+                let first = RunId { uid: uid.clone(), attempt: Attempt(0), role: Role::Agent };
+                self.runs().known.range(first..).map(|(_, run)| run.clone()).take_while(|run| run.id.uid == *uid).collect()
+            }
+            None => self.runs().known.values().cloned().collect(),
+        };
+        wanted.iter().map(|run| self.look(run).map_err(|e| SandboxError::CannotObserve(format!("{}: {e}", run.id)))).collect()
+    }
+
+    /// Looks at one run.
+    pub(super) fn look(&self, run: &Run) -> io::Result<SandboxSeen> {
+        let session: Option<Session> = run.folder.read(FILE_SESSION)?;
+        let identity = run.folder.identity()?;
+        let id = identity.as_ref().map_or_else(|| "preparing".to_owned(), |identity| format!("pid {}", identity.pid));
+        let isolation = session.as_ref().map(|session| session.isolation.clone()).unwrap_or_default();
+        let state = match run.ended.get() {
+            Some(end) => SandboxState::Ended(end.clone()),
+            None => self.state_of(run, session.as_ref())?,
+        };
+        if let SandboxState::Ended(end) = &state {
+            // Two looks at once see the same end.
+            let _ = run.ended.set(end.clone());
+        }
+        Ok(SandboxSeen { run: run.id.clone(), driver: Driver::Process, id, isolation, state })
+    }
+
+    fn state_of(&self, run: &Run, session: Option<&Session>) -> io::Result<SandboxState> {
+        if !fs::exists(run.folder.path().join(FILE_SPEC))? {
+            return Ok(SandboxState::Preparing);
+        }
+        // The lock first: when it is free, every file is as it will stay.
+        let held = run.folder.is_held()?;
+        let life = match run.folder.identity()? {
+            None if held => return Ok(SandboxState::Preparing),
+            None => Life::Gone,
+            Some(identity) => self.life_of(&identity)?,
+        };
+        let report: Option<ExitReport> = run.folder.read(FILE_EXIT)?;
+        match (life, session) {
+            (Life::Alive, None) => Ok(SandboxState::Preparing),
+            (Life::Alive, Some(session)) => self.running(run, session),
+            // The launcher has not written its word yet, and there is no other.
+            (Life::Gone, None) if held && report.is_none() => Ok(SandboxState::Preparing),
+            (Life::Gone, Some(session)) if held && report.is_none() => self.running(run, session),
+            (Life::Gone | Life::Rebooted, _) => Ok(SandboxState::Ended(self.end_of(run, report, life == Life::Rebooted)?)),
+        }
+    }
+
+    fn life_of(&self, identity: &Identity) -> io::Result<Life> {
+        kill::look(identity)
+    }
+
+    fn running(&self, run: &Run, session: &Session) -> io::Result<SandboxState> {
+        let since = Timestamp::from_millisecond(session.granted_at_millis).unwrap_or(Timestamp::UNIX_EPOCH);
+        let file = File::open(self.log_of(&run.id))?;
+        let changed_at = file.metadata()?.modified().ok().and_then(|time| Timestamp::try_from(time).ok());
+        let mut cursor = run.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = output::counters(&file)?.end;
+        let from = cursor.next.max(end.saturating_sub(PROGRESS_BYTES_MAX as u64));
+        let (from, bytes) = output::read(&file, from, PROGRESS_BYTES_MAX)?;
+        cursor.last = result::last_progress(&bytes).or_else(|| cursor.last.take());
+        // An incomplete last line is read again.
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        cursor.next = from + whole as u64;
+        let last_sign_at = changed_at.map_or(since, |at| at.max(since));
+        Ok(SandboxState::Running { since, last_sign_at, progress: cursor.last.clone() })
+    }
+
+    fn end_of(&self, run: &Run, report: Option<ExitReport>, rebooted: bool) -> io::Result<RunEnd> {
+        let stopped = run.folder.is_stopped()?;
+        let session: Option<Session> = run.folder.read(FILE_SESSION)?;
+        let wait: Option<WaitReport> = run.folder.read(FILE_WAIT)?;
+        let duration_millis = match (&report, &session) {
+            (Some(report), _) => report.duration_millis,
+            (None, Some(session)) => duration_until_wait(run, session),
+            (None, None) => 0,
+        };
+        let cause = match report.map(|report| report.cause) {
+            Some(ExitCause::NotStarted(_)) | None if stopped => EndCause::Stopped,
+            Some(cause) => end_cause(cause),
+            None if rebooted => EndCause::Lost("host rebooted".to_owned()),
+            None if session.is_none() => EndCause::NotStarted(
+                wait.and_then(|wait| wait.failed).unwrap_or_else(|| "the launcher ended before the sandbox was ready".to_owned()),
+            ),
+            None => EndCause::Lost(match wait.and_then(|wait| wait.status) {
+                Some(status) if libc::WIFSIGNALED(status) => format!("init was ended by signal {}", libc::WTERMSIG(status)),
+                _ => "init ended without a report".to_owned(),
+            }),
+        };
+        let output_tail = logs::tail(self.state(), &run.id, TAIL_BYTES_MAX).unwrap_or_default();
+        Ok(RunEnd { cause, duration_millis, output_tail, result: result::read(&run.folder) })
+    }
+}
+
+/// From the grant to the launcher's last word, by the wall clock: init itself could not tell.
+fn duration_until_wait(run: &Run, session: &Session) -> u64 {
+    let ended = fs::metadata(run.folder.path().join(FILE_WAIT)).and_then(|found| found.modified()).ok();
+    let ended = ended.and_then(|time| Timestamp::try_from(time).ok()).map_or(0, Timestamp::as_millisecond);
+    u64::try_from(ended - session.granted_at_millis).unwrap_or(0)
+}
+
+fn end_cause(cause: ExitCause) -> EndCause {
+    match cause {
+        ExitCause::Exited(code) => EndCause::Exited(code),
+        ExitCause::Signaled(signal) => EndCause::Signaled(signal),
+        ExitCause::TimedOut => EndCause::TimedOut,
+        ExitCause::LeaseExpired => EndCause::LeaseExpired,
+        ExitCause::Stopped => EndCause::Stopped,
+        ExitCause::NotStarted(text) => EndCause::NotStarted(text),
+        ExitCause::CannotExecute(text) => EndCause::CannotExecute(text),
+    }
+}

@@ -1,0 +1,129 @@
+//! Ending a sandbox and looking that it is gone, and taking an ended one away.
+
+use super::create::LOOK_PAUSE;
+use super::{Inner, REMOVING, Run};
+use crate::api::names::RunId;
+use crate::inside::wire::{FILE_LAUNCHER, FILE_STOPPED, Identity};
+use crate::plan::observed::SandboxState;
+use crate::sandbox::SandboxError;
+use crate::sandbox::process::folder::{short, write_durable};
+use crate::sandbox::process::kill::{self, Life};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::time::{Duration, Instant};
+
+/// How long a launcher may take to write its last word after init is gone.
+const LAUNCHER_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Inner {
+    pub(super) fn stop(&self, id: &RunId) -> Result<(), SandboxError> {
+        let Some(run) = self.known(id) else { return Ok(()) };
+        if run.ended.get().is_some() {
+            return Ok(());
+        }
+        let until = Instant::now() + self.config.stop_timeout;
+        // Before the kill: from now on nothing of this run is granted, whatever is on its way.
+        let buried = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(run.folder.path())
+            .and_then(|()| write_durable(run.folder.path(), FILE_STOPPED, b""));
+        self.link.say_stop(id);
+        let outcome = self.kill_until(&run, until);
+        // A tombstone that could not be written matters only while something lives.
+        match outcome {
+            Ok(None) => Ok(()),
+            Ok(Some(why)) => Err(SandboxError::Unverified { run: id.clone(), why }),
+            Err(e) => {
+                let why = buried.err().map_or_else(|| e.to_string(), |b| format!("{e}; no tombstone either: {b}"));
+                Err(SandboxError::Unverified { run: id.clone(), why })
+            }
+        }
+    }
+
+    /// Kills until nothing is left. `None`: seen gone; else what was still there when the time was over.
+    fn kill_until(&self, run: &Run, until: Instant) -> io::Result<Option<String>> {
+        let mut init_gone_at = None;
+        loop {
+            if let Some(identity) = run.folder.identity()? {
+                if let Some(left) = kill_namespace(&identity, until)? {
+                    return Ok(Some(left));
+                }
+                init_gone_at.get_or_insert_with(Instant::now);
+            }
+            if !run.folder.isheld()? {
+                // init's identity may have been written after we looked, but not after the lock was free.
+                match run.folder.identity()? {
+                    Some(identity) if kill::look(&identity)? == Life::Alive => continue,
+                    _ => return Ok(None),
+                }
+            }
+            // A launcher that prepares is ended; one whose init has just gone may write how first.
+            if init_gone_at.is_none_or(|at| at.elapsed() > LAUNCHER_PATIENCE)
+                && let Some(launcher) = run.folder.read::<Identity>(FILE_LAUNCHER)?
+                && let Some(handle) = kill::handle(&launcher)?
+            {
+                kill::kill(&handle)?;
+            }
+            if Instant::now() >= until {
+                return Ok(Some("its launcher still lives".to_owned()));
+            }
+            std::thread::sleep(LOOK_PAUSE);
+        }
+    }
+
+    pub(super) fn remove(&self, id: &RunId) -> Result<(), SandboxError> {
+        let Some(run) = self.known(id) else { return Ok(()) };
+        let until = Instant::now() + LAUNCHER_PATIENCE;
+        loop {
+            let seen = self.look(&run).map_err(Self::failed(id, "look at"))?;
+            let held = run.folder.isheld().map_err(Self::failed(id, "look at"))?;
+            match seen.state {
+                SandboxState::Ended(_) if !held => break,
+                SandboxState::Ended(_) if Instant::now() < until => std::thread::sleep(LOOK_PAUSE),
+                _ => return Err(Self::failed(id, "remove")(io::Error::other("it still runs: stop it first"))),
+            }
+        }
+        self.link.forget(id);
+        let away = self.state().join("runs").join(format!("{REMOVING}{}", short(id)));
+        let moved = match fs::rename(run.folder.path(), &away) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        };
+        moved.and_then(|()| remove_folder(&away)).map_err(Self::failed(id, "remove"))?;
+        self.runs().known.remove(id);
+        Ok(())
+    }
+}
+
+fn remove_folder(path: &std::path::Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// SIGKILLs a PID 1 and looks that its whole namespace is empty. `None`: seen; else what is left.
+fn kill_namespace(identity: &Identity, until: Instant) -> io::Result<Option<String>> {
+    let Some(handle) = kill::handle(identity)? else { return Ok(None) };
+    // Held before the kill: a free inode is given to the next namespace at once.
+    let held = kill::hold_namespace(identity)?;
+    kill::kill(&handle)?;
+    if !kill::wait_gone(&handle, until)? {
+        return Ok(Some(format!("pid {} still lives", identity.pid)));
+    }
+    if held.is_none() {
+        return Ok(None);
+    }
+    loop {
+        let left = kill::members(identity.pid_namespace)?;
+        if left.is_empty() {
+            return Ok(None);
+        }
+        if Instant::now() >= until {
+            return Ok(Some(format!("{} processes of its namespace still live", left.len())));
+        }
+        std::thread::sleep(LOOK_PAUSE);
+    }
+}

@@ -1,0 +1,146 @@
+//! Problem details (RFC 9457): the one shape of every refusal, also of those that axum would word itself.
+//!
+//! `type` is `urn:mosaic:problem:<code>`: programs compare the code, people read `detail` and `hint`. The client decodes the same struct.
+
+use crate::api::names::NameError;
+use crate::store::StoreError;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+/// What every problem type begins with.
+pub const TYPE_PREFIX: &str = "urn:mosaic:problem:";
+
+/// One refusal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// `urn:mosaic:problem:<code>`.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// HTTP status.
+    pub status: u16,
+    /// The status in words.
+    pub title: String,
+    /// What is wrong, in a sentence.
+    pub detail: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Reason in one CamelCase word, when it is one that conditions have too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Every single mistake, when there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<String>,
+    /// The agent that is in the way, when one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<String>,
+}
+
+impl Problem {
+    /// A problem of that code.
+    #[must_use]
+    pub fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {
+        Self {
+            type_: format!("{TYPE_PREFIX}{code}"),
+            status: status.as_u16(),
+            title: status.canonical_reason().unwrap_or("Problem").to_owned(),
+            detail: detail.into(),
+            hint: None,
+            reason: None,
+            errors: Vec::new(),
+            agent_id: None,
+        }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The code behind the prefix.
+    #[must_use]
+    pub fn code(&self) -> &str {
+        self.type_.strip_prefix(TYPE_PREFIX).unwrap_or(&self.type_)
+    }
+
+    /// 404 for an agent.
+    #[must_use]
+    pub fn no_agent(id: &str, namespace: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "agent-not-found", format!("there is no agent {id:?} in namespace {namespace:?}, neither live nor in the history"))
+            .hint("GET /agents lists the live ones; names belong to a namespace (?namespace=), ids do not")
+    }
+
+    /// 422 with every mistake of the request.
+    #[must_use]
+    pub fn invalid(mistakes: Vec<String>) -> Self {
+        let detail = mistakes.join("; ");
+        Self { errors: mistakes, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-request", detail) }
+    }
+
+    /// 500 that tells nothing of the inside.
+    #[must_use]
+    pub fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this is a fault of the server")
+            .hint("the server's log has the details")
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        let detail = error.to_string();
+        match error {
+            StoreError::NotFound(key) => {
+                Self::new(StatusCode::NOT_FOUND, "not-found", format!("there is no {:?} {:?}", key.kind, key.name))
+            }
+            StoreError::AlreadyExists(key) => {
+                Self::new(StatusCode::CONFLICT, "already-exists", format!("{:?} {:?} exists already", key.kind, key.name))
+            }
+            StoreError::Conflict(_) => {
+                Self::new(StatusCode::CONFLICT, "conflict", "the record changes faster than this request could").hint("send it again")
+            }
+            StoreError::Invalid(text) => Self::invalid(vec![text]),
+            StoreError::TooOld(_) => Self::new(StatusCode::GONE, "too-old", detail).hint("list again and watch from there"),
+            StoreError::Unusable(_) | StoreError::Unavailable { .. } => {
+                tracing::error!(error = %with_sources(&error), "the store failed");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", detail)
+                    .hint("nothing was changed or the outcome is unknown: look before sending it again")
+            }
+        }
+    }
+}
+
+impl From<NameError> for Problem {
+    fn from(error: NameError) -> Self {
+        Self::invalid(vec![error.to_string()])
+    }
+}
+
+/// An error and all its sources, as logs print it.
+#[must_use]
+pub fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self).expect("a problem is plain data");
+        let mut response = (status, body).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"mosaic\""));
+        }
+        response
+    }
+}
