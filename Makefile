@@ -18,8 +18,8 @@ run: build ## Show the whole way once: a sample repository, an agent, gates, a v
 
 test: build ## Run all tests; the last line counts them
 	@.ci/need git python3
-	@MOSAIC_INIT="$(CURDIR)/$(INIT)" tests/run.sh
-	@install -m 0755 $(INIT) target/debug/mosaic-init
+	@# The test build puts a dynamic mosaic-init beside mosaic; the static one goes back, however the tests end.
+	@MOSAIC_INIT="$(CURDIR)/$(INIT)" tests/run.sh; status=$$?; install -m 0755 $(INIT) target/debug/mosaic-init; exit $$status
 
 build: ## Build mosaic, and the static mosaic-init beside it, into target/debug
 	$(CARGO) build --locked --bin mosaic
