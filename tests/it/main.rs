@@ -1,10 +1,12 @@
 //! The one offline test binary: everything that needs no Docker, Valkey, Kubernetes or browser.
 
+mod agent_contract;
 mod audit;
 mod contracts;
 mod e2e;
 mod gates;
 mod records;
+mod skip;
 mod tidy;
 mod tools;
 mod workspace;
