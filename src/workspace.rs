@@ -215,6 +215,13 @@ impl Workspaces {
         rescue::rescue(self, spec)
     }
 
+    /// As `rescue`, for an agent of which only the tree is left: it remembers its own repository and base.
+    /// # Errors
+    /// It could not be kept: do not remove the tree.
+    pub fn rescue_tree(&self, uid: &Uid) -> Result<Option<String>, WorkspaceError> {
+        rescue::rescue_tree(self, uid)
+    }
+
     /// Removes all trees of an agent, and its HOME.
     /// # Errors
     /// Something could not be unmounted or removed; calling again goes on.

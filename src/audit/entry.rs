@@ -250,12 +250,11 @@ fn cut(text: &str, bytes_max: usize) -> String {
 
 fn attempt_of(action: &Action) -> Option<Attempt> {
     match action {
-        Action::EnsureWorkspace { attempt, .. }
-        | Action::TakeSnapshot { attempt, .. }
+        Action::TakeSnapshot { attempt, .. }
         | Action::Integrate { attempt, .. }
         | Action::Push { attempt, .. }
         | Action::Rescue { attempt } => Some(*attempt),
-        Action::EnsureSandbox { run } | Action::StopSandbox { run } | Action::RemoveSandbox { run } => Some(run.attempt),
+        Action::EnsureSandbox { run, .. } | Action::StopSandbox { run } | Action::RemoveSandbox { run } => Some(run.attempt),
         Action::AddFinalizer
         | Action::Resolve
         | Action::RemoveWorkspace

@@ -42,6 +42,14 @@ pub(super) fn rescue(workspaces: &Workspaces, spec: &RescueSpec<'_>) -> Result<O
     })
 }
 
+/// See [`Workspaces::rescue_tree`].
+pub(super) fn rescue_tree(workspaces: &Workspaces, uid: &Uid) -> Result<Option<String>, WorkspaceError> {
+    workspaces.locks.with(&tree::lock(uid), || {
+        let found = tree::find(workspaces, uid)?.filter(|(_, meta)| meta.stage == Stage::Ready);
+        found.map_or(Ok(None), |(place, meta)| keep_tree(workspaces, &place, &meta))
+    })
+}
+
 /// Keeps what a tree holds before it is laid out anew.
 pub(super) fn keep_tree(workspaces: &Workspaces, place: &Place, meta: &Meta) -> Result<Option<String>, WorkspaceError> {
     let pair = Pair::of_hash(workspaces, &meta.hash, &meta.repository);
