@@ -6,46 +6,46 @@ use mosaic::inside::wire::{FILE_IDENTITY, Identity};
 use mosaic::plan::observed::{EndCause, SandboxState};
 use mosaic::sandbox::process::folder::RunFolder;
 use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID, find_init};
-use mosaic::sandbox::{RunSpec, Sandbox, logs};
+use mosaic::sandbox::{RunSpec, Sandbox, SandboxError, logs};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A state folder, and drivers opened on it one after another.
-struct Host {
-    state: TempDir,
-    lease: Duration,
-    output_bytes_max: u64,
+pub struct Host {
+    pub state: TempDir,
+    pub lease: Duration,
+    pub output_bytes_max: u64,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { state: TempDir::new().unwrap(), lease: Duration::from_secs(30), output_bytes_max: 1 << 20 }
     }
 
-    fn config(&self) -> ProcessConfig {
+    pub fn config(&self) -> ProcessConfig {
         let mut config = ProcessConfig::new(self.state.path(), "installation-1", find_init().unwrap());
         config.lease = self.lease;
         config.output_bytes_max = self.output_bytes_max;
         config
     }
 
-    fn open(&self) -> ProcessSandbox {
+    pub fn open(&self) -> ProcessSandbox {
         ProcessSandbox::open(self.config()).unwrap()
     }
 
-    fn subject<'a>(&'a self, sandbox: &'a ProcessSandbox) -> Subject<'a> {
+    pub fn subject<'a>(&'a self, sandbox: &'a ProcessSandbox) -> Subject<'a> {
         Subject { sandbox, trees: self.state.path(), owner: SANDBOX_UID }
     }
 
-    fn folder(&self, run: &RunId) -> RunFolder {
+    pub fn folder(&self, run: &RunId) -> RunFolder {
         RunFolder::of(self.state.path(), run)
     }
 }
 
 /// Processes whose command line holds this text, whatever state they are in but zombies.
-fn processes_with(marker: &str) -> Vec<i32> {
+pub fn processes_with(marker: &str) -> Vec<i32> {
     let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -318,8 +318,27 @@ async fn init_killed_from_outside_is_lost_and_a_dead_launcher_changes_nothing() 
     assert_eq!(processes_with("61005.5"), Vec::<i32>::new());
 }
 
-fn kill(pid: i32) {
+pub fn kill(pid: i32) {
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_without_time_to_look_never_says_gone_of_what_lives() {
+    let host = Host::new();
+    let hasty = ProcessConfig { stop_timeout: Duration::ZERO, ..host.config() };
+    let sandbox = ProcessSandbox::open(hasty).unwrap();
+    let script = "for n in 1 2 3 4 5 6 7 8 9; do setsid sleep 61007.5 & done; wait";
+    let spec = host.subject(&sandbox).script("hasty-0001", 1, script);
+    sandbox.ensure(spec.clone()).await.unwrap();
+    until("it runs", || processes_with("61007.5").len() >= 9).await;
+    match sandbox.stop(&spec.run).await {
+        Ok(()) => assert_eq!(processes_with("61007.5"), Vec::<i32>::new()),
+        Err(e) => assert!(matches!(e, SandboxError::Unverified { .. }), "{e}"),
+    }
+    drop(sandbox);
+    let sandbox = host.open();
+    sandbox.stop(&spec.run).await.unwrap();
+    assert_eq!(processes_with("61007.5"), Vec::<i32>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -349,7 +368,7 @@ async fn fences_and_foreign_runs_survive_a_restart() {
         let mut older = spec_of("fences-001", attempt, spec.tree.clone(), &["/bin/true"]);
         older.epoch = mosaic::api::names::Epoch(epoch);
         let refused = sandbox.ensure(older).await;
-        assert!(matches!(refused, Err(mosaic::sandbox::SandboxError::Fenced(_))), "{refused:?}");
+        assert!(matches!(refused, Err(SandboxError::Fenced(_))), "{refused:?}");
     }
     let spec = host.subject(&sandbox).script("fences-001", 3, "sleep 61006.5");
     sandbox.ensure(spec.clone()).await.unwrap();
