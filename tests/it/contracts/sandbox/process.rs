@@ -54,8 +54,11 @@ pub fn processes_with(marker: &str) -> Vec<i32> {
     .collect()
 }
 
-fn host_mounts() -> usize {
-    fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count()
+/// Mounts of the host at or from a place in this folder.
+fn mounts_of(state: &Path) -> Vec<String> {
+    let name = state.file_name().unwrap().to_str().unwrap();
+    let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    all.lines().filter(|line| line.contains(name)).map(str::to_owned).collect()
 }
 
 async fn stop_and_remove(sandbox: &ProcessSandbox, run: &RunId) {
@@ -149,6 +152,84 @@ async fn processes_left_behind_are_dead_before_the_end_is_seen() {
     assert!(processes_with("61001.1").is_empty());
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(fs::metadata(&late).unwrap().len(), size);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_during_the_start_leaves_nothing_at_any_instant() {
+    let host = Host::new();
+    let sandbox = host.open();
+    for round in 0..40_u64 {
+        let spec = host.subject(&sandbox).script(&format!("racing-{round:03}"), 1, "setsid sleep 61008.5 & sleep 61008.5; true");
+        let stop = async {
+            tokio::time::sleep(Duration::from_millis(round)).await;
+            sandbox.stop(&spec.run).await
+        };
+        let (ensured, stopped) = tokio::join!(sandbox.ensure(spec.clone()), stop);
+        ensured.unwrap();
+        stopped.unwrap();
+        // One that came before the start had begun found nothing to stop.
+        sandbox.stop(&spec.run).await.unwrap();
+        assert_eq!(processes_with("61008.5"), Vec::<i32>::new(), "round {round}");
+        assert_eq!(ended(&sandbox, &spec.run).await.cause, EndCause::Stopped, "round {round}");
+        sandbox.remove(&spec.run).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_nested_without_end_are_removed() {
+    let host = Host::new();
+    let sandbox = host.open();
+    let script = "mkdir /mosaic/out/d; ln -s /mosaic/out /mosaic/out/loop; chmod 0 /mosaic/out/d";
+    let spec = host.subject(&sandbox).script("nested-001", 1, script);
+    assert_eq!(host.subject(&sandbox).run(spec.clone()).await.cause, EndCause::Exited(0));
+    // Deeper than a path, the stack or the limit of descriptors would allow.
+    let mut folder: std::os::fd::OwnedFd = fs::File::open(host.folder(&spec.run).path().join("out/d")).unwrap().into();
+    for _ in 0..5000 {
+        rustix::fs::mkdirat(&folder, "d", rustix::fs::Mode::RWXU).unwrap();
+        folder = rustix::fs::openat(&folder, "d", rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+    }
+    drop(folder);
+    sandbox.remove(&spec.run).await.unwrap();
+    assert!(!host.folder(&spec.run).path().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn use_of_processor_and_memory_is_told() {
+    let host = Host::new();
+    let sandbox = host.open();
+    let spec = host.subject(&sandbox).script("usage-0001", 1, "sh -c 'n=0; while [ $n -lt 200000 ]; do n=$((n+1)); done'");
+    host.subject(&sandbox).run(spec.clone()).await;
+    let usage = sandbox.usage(&spec.run).unwrap().unwrap();
+    assert!(usage.user_micros > 10_000 && usage.rss_max_kibibytes > 500, "{usage:?}");
+}
+
+#[test]
+fn only_a_static_program_is_taken_for_init() {
+    let unusable = |path: &Path| mosaic::sandbox::process::init_binary::check(path).unwrap_err().to_string();
+    let folder = TempDir::new().unwrap();
+    let script = folder.path().join("script");
+    fs::write(&script, "#!/bin/sh\n").unwrap();
+    assert!(unusable(&script).contains("no 64-bit ELF"), "{}", unusable(&script));
+    let dynamic = unusable(Path::new("/bin/sh"));
+    assert!(dynamic.contains("linked dynamically") && dynamic.contains("cargo rustc --release --bin mosaic-init"), "{dynamic}");
+    assert!(unusable(Path::new("/no/such/init")).contains("No such file"));
+    assert_eq!(ProcessSandbox::open(ProcessConfig::new(folder.path(), "i", "/bin/sh")).err().unwrap().to_string(), dynamic);
+}
+
+#[test]
+fn text_is_cleaned_of_everything_that_moves_a_terminal() {
+    for (raw, clean) in [
+        ("plain\ttext\r\nnext", "plain\ttext\nnext"),
+        ("\x1b[1;31mred\x1b[0m \x1b]0;title\x07after \x1b]8;;http://x\x1b\\link", "red after link"),
+        ("\u{9b}2Jcsi \u{9d}osc\u{9c}st \u{90}dcs\x1b\\end", "csi st end"),
+        ("open \x1b]0;never closed\nnext line", "open \nnext line"),
+        ("10%\r20%\r", "10%\n20%\n"),
+        ("bell\x07 back\x08 nul\0 \u{202e}turned\u{202c} \u{85}", "bell back nul turned "),
+        ("cut \x1b[", "cut "),
+        ("cut \x1b", "cut "),
+    ] {
+        assert_eq!(logs::clean(raw), clean, "{raw:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,7 +334,6 @@ async fn following_a_log_sees_every_byte_once() {
 async fn ten_sandboxes_at_once_leave_nothing_behind() {
     let host = Host::new();
     let sandbox = host.open();
-    let mounts = host_mounts();
     let specs: Vec<RunSpec> = (0..10)
         .map(|n| {
             host.subject(&sandbox).script(&format!("parallel-{n}"), 1, &format!("echo {n} > /workspace/n; sleep 0.5; sleep 61004.{n}"))
@@ -265,7 +345,7 @@ async fn ten_sandboxes_at_once_leave_nothing_behind() {
         specs.iter().enumerate().all(|(n, s)| fs::read_to_string(s.tree.join("n")).is_ok_and(|t| t == format!("{n}\n")))
     })
     .await;
-    assert_eq!(host_mounts(), mounts, "a mount of a sandbox is seen on the host");
+    assert_eq!(mounts_of(host.state.path()), Vec::<String>::new(), "a mount of a sandbox is seen on the host");
     for stopped in futures::future::join_all(specs.iter().map(|spec| sandbox.stop(&spec.run))).await {
         stopped.unwrap();
     }
@@ -277,7 +357,7 @@ async fn ten_sandboxes_at_once_leave_nothing_behind() {
     let left: Vec<PathBuf> =
         fs::read_dir(host.state.path().join("runs")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
     assert_eq!(left, Vec::<PathBuf>::new());
-    assert_eq!(host_mounts(), mounts);
+    assert_eq!(mounts_of(host.state.path()), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
