@@ -29,3 +29,5 @@ pub mod store;
 pub mod telemetry;
 #[cfg(feature = "controller")]
 pub mod tools;
+#[cfg(feature = "controller")]
+pub mod up;
