@@ -52,13 +52,8 @@ pub enum Bound {
 }
 
 /// Every limit of a sandbox, and what bounds it with this driver.
-pub const LIMITS: &[(&str, Bound)] = &[
-    ("cpu", Bound::None),
-    ("memory", Bound::None),
-    ("pids", Bound::None),
-    ("disk", Bound::None),
-    ("tmp", Bound::Kernel),
-];
+pub const LIMITS: &[(&str, Bound)] =
+    &[("cpu", Bound::None), ("memory", Bound::None), ("pids", Bound::None), ("disk", Bound::None), ("tmp", Bound::Kernel)];
 
 /// Enters a user namespace of its own. Its ids are mapped by the launcher; until then nobody is anybody in it.
 /// # Errors
@@ -69,7 +64,9 @@ pub fn enter_user_namespace() -> Result<(), String> {
     let _ = system::join_empty_keyring();
     // SAFETY: one thread only, and no descriptor table is unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }.map_err(|e| {
-        format!("failed to make a user namespace: {e} (sysctl user.max_user_namespaces must be above 0, kernel.unprivileged_userns_clone 1)")
+        format!(
+            "failed to make a user namespace: {e} (sysctl user.max_user_namespaces must be above 0, kernel.unprivileged_userns_clone 1)"
+        )
     })
 }
 
@@ -94,11 +91,8 @@ pub fn drop_privileges(spec: &LaunchSpec) -> Result<(), String> {
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(|e| format!("failed to become group {}: {e}", spec.gid))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(|e| format!("failed to become user {}: {e}", spec.uid))?;
     rustix::thread::clear_ambient_capability_set().map_err(|e| format!("failed to drop ambient capabilities: {e}"))?;
-    let empty = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
+    let empty =
+        CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, empty).map_err(|e| format!("failed to drop capabilities: {e}"))?;
     rustix::thread::set_no_new_privs(true).map_err(|e| format!("failed to refuse new privileges: {e}"))?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| format!("failed to hide memory: {e}"))

@@ -19,6 +19,7 @@ use rustix::process::{WaitOptions, WaitStatus};
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Most bytes of output taken in one round of the loop, so that a flood delays neither lease nor end.
@@ -30,7 +31,6 @@ const ANSWER_PATIENCE_MILLIS: u64 = 1_000;
 /// How long one request for the grant waits for its answer.
 const GRANT_PATIENCE_MILLIS: u64 = 5_000;
 const SECRET_BYTES: usize = 32;
-const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs the command of a confined sandbox to its end.
 pub fn run(spec: &LaunchSpec, host: Vec<(&'static str, u64)>, control: OwnedFd, log: Ring) -> ExitReport {
@@ -112,13 +112,16 @@ fn execute(spec: &LaunchSpec) -> Result<(i32, OwnedFd), String> {
         Ok((read, write, second))
     };
     let (read, stdout, stderr) = pipes().map_err(|e| format!("failed to make a pipe: {e}"))?;
+    link_home(spec);
     let mut command = Command::new(program);
     command.args(args).env_clear().envs(environment(spec)).current_dir("/workspace");
     command.stdin(Stdio::null()).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-    // SAFETY: setsid and close_range are async-signal-safe; nothing is allocated.
+    // SAFETY: setsid, sigprocmask and close_range are async-signal-safe; nothing is allocated.
     unsafe {
         command.pre_exec(|| {
             rustix::process::setsid()?;
+            // SIGCHLD is blocked in init only: a shell that waits needs it.
+            system::unblock_signals();
             system::close_on_exec_from(3)
         });
     }
@@ -127,19 +130,21 @@ fn execute(spec: &LaunchSpec) -> Result<(i32, OwnedFd), String> {
     Ok((pid, read))
 }
 
+/// Makes the links that tools need in HOME. HOME may hold anything that an earlier attempt left there: what fails is the tool's matter.
+fn link_home(spec: &LaunchSpec) {
+    for (place, target) in &spec.home_links {
+        let place = Path::new(HOME).join(place);
+        if let Some(parent) = place.parent() {
+            let _ = std::fs::create_dir_all(parent);
+        }
+        let _ = std::os::unix::fs::symlink(target, place);
+    }
+}
+
 fn environment(spec: &LaunchSpec) -> Vec<(String, String)> {
-    let tools: String = spec
-        .tools
-        .iter()
-        .map(|tool| {
-            let (folder, bin) = (format!("/mosaic/tools/{}", tool.name), format!("/mosaic/tools/{}/bin", tool.name));
-            if std::path::Path::new(&bin).is_dir() { format!("{bin}:") } else { format!("{folder}:") }
-        })
-        .collect();
-    let path = format!("{tools}{SYSTEM_PATH}");
     let own = [
         ("HOME", HOME),
-        ("PATH", path.as_str()),
+        ("PATH", spec.search_path.as_str()),
         ("TMPDIR", "/tmp"),
         ("LANG", "C.UTF-8"),
         ("TERM", "dumb"),

@@ -27,8 +27,7 @@ const READY: u8 = b'R';
 const GO: u8 = b'G';
 /// Exit code of what ends before it was init.
 const EXIT_UNPREPARED: i32 = 70;
-const NEW_NAMESPACES: libc::c_int =
-    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 /// Launches the sandbox of the run in this folder; returns in the process that the controller waits for as soon as the launcher proper
 /// has gone its own way. `lock` is held and stays so until launcher and init are gone.
@@ -37,6 +36,7 @@ const NEW_NAMESPACES: libc::c_int =
 pub fn run(folder: OwnedFd, lock: OwnedFd) -> Result<(), String> {
     let texts = |e: &dyn std::fmt::Display| e.to_string();
     system::close_on_exec_from(3).map_err(|e| texts(&e))?;
+    system::unblock_signals();
     if system::fork(0).map_err(|e| texts(&e))?.is_some() {
         return Ok(());
     }
@@ -143,10 +143,12 @@ struct Prepared {
 impl Prepared {
     fn open(folder: BorrowedFd<'_>, spec: &LaunchSpec) -> Result<Self, String> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let control = rustix::fs::openat(folder, FOLDER_CONTROL, flags, Mode::empty()).map_err(|e| format!("failed to open the link: {e}"))?;
+        let control =
+            rustix::fs::openat(folder, FOLDER_CONTROL, flags, Mode::empty()).map_err(|e| format!("failed to open the link: {e}"))?;
         let log = File::options().read(true).write(true).open(&spec.log).and_then(output::Ring::open);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-        let exit = rustix::fs::openat(folder, FILE_EXIT, flags, Mode::from_raw_mode(0o600)).map_err(|e| format!("failed to make {FILE_EXIT}: {e}"))?;
+        let exit = rustix::fs::openat(folder, FILE_EXIT, flags, Mode::from_raw_mode(0o600))
+            .map_err(|e| format!("failed to make {FILE_EXIT}: {e}"))?;
         Ok(Self {
             host: confine::host_namespaces()?,
             control,

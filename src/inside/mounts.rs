@@ -17,17 +17,8 @@ const ROOT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Folders of the host with programs and libraries; links stay links.
 const SYSTEM_FOLDERS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// What programs need of the host's `/etc`: trust anchors, links of alternatives, the linker's cache, the time zone.
-const ETC_SHARED: [&str; 9] = [
-    "ssl",
-    "ca-certificates",
-    "pki",
-    "crypto-policies",
-    "alternatives",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "localtime",
-];
+const ETC_SHARED: [&str; 9] =
+    ["ssl", "ca-certificates", "pki", "crypto-policies", "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime"];
 /// Devices without any state of the host.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const DEVICE_LINKS: [(&str, &str); 5] = [
@@ -177,7 +168,7 @@ fn bind_run(spec: &LaunchSpec, folder: &Path) -> Outcome<()> {
         bind(objects, "mosaic/base/objects", READ_ONLY)?;
     }
     for tool in &spec.tools {
-        bind(&tool.path, &format!("mosaic/tools/{}", tool.name), READ_ONLY)?;
+        bind(&tool.host, &beneath_root(&tool.inside)?, READ_ONLY)?;
     }
     Ok(())
 }
@@ -192,6 +183,12 @@ fn bind(source: &Path, target: &str, attributes: u64) -> Outcome<()> {
     }
     rustix::mount::mount_bind_recursive(source, target).map_err(because("bind", source))?;
     crate::inside::system::set_mount_attributes(Path::new(target), attributes).map_err(because("set the attributes of", source))
+}
+
+/// An absolute path inside, as a path beneath the new root, which is the working directory.
+fn beneath_root(inside: &Path) -> Outcome<String> {
+    let text = inside.to_str().and_then(|text| text.strip_prefix('/')).filter(|text| !text.split('/').any(|part| part == ".."));
+    text.map(str::to_owned).ok_or_else(|| format!("{} is no absolute path inside", inside.display()))
 }
 
 fn make_folder(path: &str) -> Outcome<()> {

@@ -69,8 +69,12 @@ pub struct LaunchSpec {
     pub home: Option<PathBuf>,
     /// Mounted read-only at `/mosaic/base/objects`.
     pub base_objects: Option<PathBuf>,
-    /// Mounted read-only at `/mosaic/tools/<name>`.
+    /// Folders of tools, mounted read-only.
     pub tools: Vec<ToolMount>,
+    /// Links that HOME needs for the tools: place beneath HOME, and target. What is there already stays.
+    pub home_links: Vec<(PathBuf, PathBuf)>,
+    /// PATH inside.
+    pub search_path: String,
     /// Program and arguments.
     pub args: Vec<String>,
     /// Environment beyond init's own.
@@ -89,13 +93,13 @@ pub struct LaunchSpec {
     pub log: PathBuf,
 }
 
-/// A folder of tools.
+/// A folder of tools, mounted read-only.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ToolMount {
-    /// Name under `/mosaic/tools`.
-    pub name: String,
     /// Folder on the host.
-    pub path: PathBuf,
+    pub host: PathBuf,
+    /// Absolute path inside.
+    pub inside: PathBuf,
 }
 
 /// A process for ever: no later process has the same.

@@ -22,6 +22,7 @@ use crate::inside::wire::FILE_SPEC;
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::{RunSpec, Sandbox, SandboxError};
+use crate::tools::ToolRoot;
 use folder::{RunFolder, StoredSpec, log_path, short, write_durable};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
@@ -44,15 +45,6 @@ const REMOVING: &str = ".removing-";
 /// The agent that the driver's own test runs for.
 const SELF_TEST_UID: &str = "driver-self-test";
 
-/// A folder of the operator's that every sandbox sees, read-only, at `/mosaic/tools/<name>`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ToolRoot {
-    /// Name inside.
-    pub name: String,
-    /// Folder on the host. Its `bin`, or itself without one, comes first in PATH.
-    pub path: PathBuf,
-}
-
 /// Settings of the driver.
 #[derive(Debug, Clone)]
 pub struct ProcessConfig {
@@ -64,7 +56,7 @@ pub struct ProcessConfig {
     pub init: PathBuf,
     /// Uid and gid of everything inside.
     pub sandbox_uid: u32,
-    /// Folders of tools.
+    /// Folders of tools that every sandbox sees, read-only (`tools::resolve`).
     pub tool_roots: Vec<ToolRoot>,
     /// Without a renewal for so long a sandbox ends itself.
     pub lease: Duration,

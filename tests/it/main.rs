@@ -1,9 +1,14 @@
 //! The one offline test binary: everything that needs no Docker, Valkey, Kubernetes or browser.
 
+mod agent_contract;
+mod audit;
 mod cli;
 mod contracts;
+mod e2e;
 mod gates;
 mod http;
 mod records;
+mod skip;
 mod tidy;
 mod tools;
+mod workspace;

@@ -6,6 +6,7 @@ use crate::inside::wire::{FILE_SPEC, FILE_TASK, FILE_WAIT, LaunchSpec, ToolMount
 use crate::inside::{output, system};
 use crate::sandbox::process::folder::{StoredSpec, write_durable};
 use crate::sandbox::{RunSpec, SandboxError};
+use crate::tools;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -58,7 +59,8 @@ impl Inner {
         };
         let started = spawn(&self.config.init, run.folder.path(), &lock);
         started.map_err(|e| {
-            let report = WaitReport { failed: Some(format!("failed to start {}: {e}", self.config.init.display())), ..WaitReport::default() };
+            let report =
+                WaitReport { failed: Some(format!("failed to start {}: {e}", self.config.init.display())), ..WaitReport::default() };
             let _ = run.folder.write(FILE_WAIT, &report);
             Self::failed(&run.id, "start")(e)
         })
@@ -95,16 +97,20 @@ impl Inner {
 
     fn launch_spec(&self, spec: &RunSpec, log: &Path) -> LaunchSpec {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let tool = |root: &super::ToolRoot| ToolMount { name: root.name.clone(), path: root.path.clone() };
+        let roots = &self.config.tool_roots;
+        let mut env = tools::environment(roots);
+        env.extend(spec.env.clone());
         LaunchSpec {
             run: spec.run.to_string(),
             epoch: spec.epoch.0,
             tree: spec.tree.clone(),
             home: spec.home.clone(),
             base_objects: spec.base_objects.clone(),
-            tools: self.config.tool_roots.iter().map(tool).collect(),
+            tools: tools::mounts(roots).into_iter().map(|mount| ToolMount { host: mount.host, inside: mount.inside }).collect(),
+            home_links: roots.iter().flat_map(|root| root.home_links.clone()).collect(),
+            search_path: tools::search_path(roots),
             args: spec.args.clone(),
-            env: spec.env.clone(),
+            env,
             deadline_millis: spec.deadline.map(millis),
             uid: self.config.sandbox_uid,
             gid: self.config.sandbox_uid,

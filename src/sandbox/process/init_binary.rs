@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 /// Names another `mosaic-init`.
 pub const VARIABLE: &str = "MOSAIC_INIT";
 /// Builds it.
-pub const BUILD_COMMAND: &str = "cargo rustc --release --bin mosaic-init --no-default-features --target-dir target/init -- -C target-feature=+crt-static";
+pub const BUILD_COMMAND: &str =
+    "cargo rustc --release --bin mosaic-init --no-default-features --target-dir target/init -- -C target-feature=+crt-static";
 const NAME: &str = "mosaic-init";
 /// The part of a program that holds its ELF and program headers.
 const HEADER_BYTES: usize = 4096;

@@ -52,7 +52,7 @@ impl Inner {
                 }
                 init_gone_at.get_or_insert_with(Instant::now);
             }
-            if !run.folder.isheld()? {
+            if !run.folder.is_held()? {
                 // init's identity may have been written after we looked, but not after the lock was free.
                 match run.folder.identity()? {
                     Some(identity) if kill::look(&identity)? == Life::Alive => continue,
@@ -78,7 +78,7 @@ impl Inner {
         let until = Instant::now() + LAUNCHER_PATIENCE;
         loop {
             let seen = self.look(&run).map_err(Self::failed(id, "look at"))?;
-            let held = run.folder.isheld().map_err(Self::failed(id, "look at"))?;
+            let held = run.folder.is_held().map_err(Self::failed(id, "look at"))?;
             match seen.state {
                 SandboxState::Ended(_) if !held => break,
                 SandboxState::Ended(_) if Instant::now() < until => std::thread::sleep(LOOK_PAUSE),
