@@ -9,16 +9,25 @@ use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use k8s_openapi::jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::time::Duration;
 
 /// How long the readiness look at the store may take.
 const STORE_LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// Answer of `GET /health`.
+#[derive(Serialize, Debug)]
+pub struct Health {
+    status: &'static str,
+    /// Seconds since the start.
+    uptime: u64,
+    timestamp: String,
+}
+
 /// `GET /health`.
-pub async fn health(State(state): Ctx) -> Json<Value> {
+pub async fn health(State(state): Ctx) -> Json<Health> {
     let now = Timestamp::from_second(Timestamp::now().as_second()).expect("the present is in range");
-    Json(json!({ "status": "healthy", "uptime": state.started.elapsed().as_secs(), "timestamp": now.to_string() }))
+    Json(Health { status: "healthy", uptime: state.started.elapsed().as_secs(), timestamp: now.to_string() })
 }
 
 /// `GET /livez`: the server answers.
@@ -35,7 +44,8 @@ pub async fn readyz(State(state): Ctx, RawQuery(query): RawQuery) -> Result<Stri
         ("store", look_at_store(&state).await),
         ("serving", if state.closing.is_cancelled() { Err("the server shuts down".to_owned()) } else { Ok(()) }),
     ];
-    let missing: Vec<String> = checks.iter().filter_map(|(name, result)| result.as_ref().err().map(|why| format!("{name}: {why}"))).collect();
+    let missing: Vec<String> =
+        checks.iter().filter_map(|(name, result)| result.as_ref().err().map(|why| format!("{name}: {why}"))).collect();
     if !missing.is_empty() {
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", missing.join("; "));
         return Err(Problem { errors: missing, ..problem });

@@ -2,9 +2,11 @@
 
 mod agent_contract;
 mod audit;
+mod cli;
 mod contracts;
 mod e2e;
 mod gates;
+mod http;
 mod records;
 mod skip;
 mod tidy;
