@@ -214,7 +214,10 @@ fn processes_inside(state: &Path) -> Vec<String> {
         (namespace != own && mounts.contains(&name)).then(|| format!("process {}: {command}", folder.display()))
     };
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    processes.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit())).filter_map(|e| inside(e.path())).collect()
+    processes
+        .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()))
+        .filter_map(|e| inside(e.path()))
+        .collect()
 }
 
 /// One HTTP call over a fresh connection, without any of the product's code.

@@ -86,7 +86,8 @@ fn processes_left_writing_after_the_agents_exit_change_nothing_of_what_is_gated(
 fn moved_base_is_merged_and_the_merge_is_gated() {
     let mosaic = Mosaic::start(&[]);
     let gate_file = gates("cat a.txt b.txt", "true");
-    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str()), ("a.txt", "a\n"), ("b.txt", "b\n")]);
+    let remote =
+        Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str()), ("a.txt", "a\n"), ("b.txt", "b\n")]);
     let uid = mosaic.spawn(&task(&remote, "mover", "echo mine > b.txt; echo waiting; while ! [ -e /mosaic/out/go ]; do sleep 0.05; done"));
     mosaic.wait(&uid, "the agent to run", |object| condition(object, "SandboxReady") == "True");
     let tip = remote.commit(&[("a.txt", "theirs\n")], "somebody else");
