@@ -30,36 +30,36 @@ const EXIT_UNPREPARED: i32 = 70;
 const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 /// Launches the sandbox of the run in this folder; returns in the process that the controller waits for as soon as the launcher proper
-/// has gone its own way. `lock` is held and stays so until launcher and init are gone.
+/// has gone its own way. `_lock` is held and stays so until launcher and init are gone: both have it open to their end.
 /// # Errors
 /// What failed; it is in the run's folder as well.
-pub fn run(folder: OwnedFd, lock: OwnedFd) -> Result<(), String> {
+pub fn run(folder: OwnedFd, _lock: OwnedFd) -> Result<(), String> {
     let texts = |e: &dyn std::fmt::Display| e.to_string();
     system::close_on_exec_from(3).map_err(|e| texts(&e))?;
     system::unblock_signals();
     if system::fork(0).map_err(|e| texts(&e))?.is_some() {
         return Ok(());
     }
-    let report = match launch(&folder, &lock) {
+    let report = match launch(&folder) {
         Ok(report) => report,
         Err(text) => WaitReport { failed: Some(text), ..WaitReport::default() },
     };
-    let code = i32::from(write_durable(folder.as_fd(), FILE_WAIT, &report).is_err());
+    let code = i32::from(write_whole(folder.as_fd(), FILE_WAIT, &report, Keep::ThisBoot).is_err());
     system::exit_now(code)
 }
 
-fn launch(folder: &OwnedFd, lock: &OwnedFd) -> Result<WaitReport, String> {
+fn launch(folder: &OwnedFd) -> Result<WaitReport, String> {
     rustix::process::fchdir(folder).map_err(|e| format!("failed to enter the folder of the run: {e}"))?;
     let own = system::identity_of(rustix::process::getpid().as_raw_nonzero().get()).map_err(|e| format!("failed to find myself: {e}"))?;
-    write_durable(folder.as_fd(), FILE_LAUNCHER, &own)?;
+    write_whole(folder.as_fd(), FILE_LAUNCHER, &own, Keep::ThisBoot)?;
     let spec = read_spec(folder.as_fd())?;
     refuse_stopped(folder.as_fd())?;
     let mut prepared = Some(Prepared::open(folder.as_fd(), &spec)?);
     let (mut outside, inside) = UnixStream::pair().map_err(|e| format!("failed to make a pair of sockets: {e}"))?;
-    let Some(child) = system::fork(NEW_NAMESPACES).map_err(|e| format!("failed to make namespaces: {e}"))? else {
+    let Some(child) = system::fork(NEW_NAMESPACES).map_err(no_namespaces)? else {
         drop(outside);
         let prepared = prepared.take().expect("opened above");
-        become_init(spec, prepared, inside, lock);
+        become_init(spec, prepared, inside);
     };
     drop((inside, prepared));
     let outcome = prepare(folder.as_fd(), &spec, child, &mut outside);
@@ -74,6 +74,15 @@ fn launch(folder: &OwnedFd, lock: &OwnedFd) -> Result<WaitReport, String> {
         system_micros: waited.system_micros,
         rss_max_kibibytes: waited.rss_max_kibibytes,
     })
+}
+
+fn no_namespaces(error: std::io::Error) -> String {
+    let hint = match error.raw_os_error() {
+        Some(libc::EPERM) => " (it needs CAP_SYS_ADMIN: within a container start that with --privileged, or use another driver)",
+        Some(libc::ENOSPC) => " (raise the sysctls user.max_*_namespaces)",
+        _ => "",
+    };
+    format!("failed to make namespaces: {error}{hint}")
 }
 
 /// The launcher's half of the preparation.
@@ -96,7 +105,7 @@ fn prepare(folder: BorrowedFd<'_>, spec: &LaunchSpec, child: Pid, outside: &mut 
         write_proc(pid, file, &format!("{id} {id} 1"))?;
     }
     let identity = system::identity_of(pid).map_err(|e| format!("failed to find init: {e}"))?;
-    write_durable(folder, FILE_IDENTITY, &identity)?;
+    write_whole(folder, FILE_IDENTITY, &identity, Keep::Durably)?;
     refuse_stopped(folder)?;
     outside.write_all(&[GO]).map_err(|e| format!("failed to let init go: {e}"))
 }
@@ -106,7 +115,7 @@ fn write_proc(pid: i32, file: &str, text: &str) -> Result<(), String> {
 }
 
 /// The child's half: prepares from inside, and becomes init. Never returns.
-fn become_init(spec: LaunchSpec, prepared: Prepared, mut inside: UnixStream, lock: &OwnedFd) -> ! {
+fn become_init(spec: LaunchSpec, prepared: Prepared, mut inside: UnixStream) -> ! {
     let from_inside = mounts::enter_new_root(&spec)
         .and_then(|()| system::bring_loopback_up().map_err(|e| format!("failed to bring the loopback interface up: {e}")))
         .and_then(|()| rustix::system::sethostname(b"mosaic").map_err(|e| format!("failed to set the host name: {e}")))
@@ -127,8 +136,6 @@ fn become_init(spec: LaunchSpec, prepared: Prepared, mut inside: UnixStream, loc
     };
     let bytes = serde_json::to_vec(&report).expect("a report is plain data");
     let written = (&prepared.exit).write_all(&bytes).and_then(|()| prepared.exit.sync_all());
-    // Held to the very end.
-    let _ = lock.as_fd();
     system::exit_now(i32::from(written.is_err()))
 }
 
@@ -175,17 +182,31 @@ fn refuse_stopped(folder: BorrowedFd<'_>) -> Result<(), String> {
     }
 }
 
-/// Writes a file so that it is there whole and for good, or not at all.
-fn write_durable(folder: BorrowedFd<'_>, name: &str, value: &impl Serialize) -> Result<(), String> {
+/// Whether a file must outlive a crash of the host.
+#[derive(Clone, Copy, PartialEq)]
+enum Keep {
+    /// It is there for good when the call returns.
+    Durably,
+    /// After a crash of the host it is of no use: nothing of this run lives then.
+    ThisBoot,
+}
+
+/// Writes a file so that it is there whole or not at all.
+fn write_whole(folder: BorrowedFd<'_>, name: &str, value: &impl Serialize, keep: Keep) -> Result<(), String> {
     let bytes = serde_json::to_vec(value).map_err(|e| format!("failed to encode {name}: {e}"))?;
     let temporary = format!("{name}.new");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let write = || -> std::io::Result<()> {
         let mut file = File::from(rustix::fs::openat(folder, &temporary, flags, Mode::from_raw_mode(0o600))?);
         file.write_all(&bytes)?;
-        file.sync_all()?;
+        if keep == Keep::Durably {
+            file.sync_all()?;
+        }
         rustix::fs::renameat(folder, &temporary, folder, name)?;
-        Ok(rustix::fs::fsync(folder)?)
+        if keep == Keep::Durably {
+            rustix::fs::fsync(folder)?;
+        }
+        Ok(())
     };
     write().map_err(|e| format!("failed to write {name}: {e}"))
 }

@@ -18,12 +18,12 @@ pub use init_binary::find_init;
 
 use crate::api::names::{Attempt, Epoch, RunId, Uid};
 use crate::api::validate::Limits;
-use crate::inside::wire::FILE_SPEC;
+use crate::inside::wire::{FILE_SPEC, FILE_WAIT, WaitReport};
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::{RunSpec, Sandbox, SandboxError};
 use crate::tools::ToolRoot;
-use folder::{RunFolder, StoredSpec, log_path, short, write_durable};
+use folder::{RunFolder, StoredSpec, log_path, remove_tree, short, write_durable};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
@@ -31,7 +31,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 
 /// Uid and gid of everything in a sandbox, unless configured. Not 65534: that is what unmapped ids look like.
@@ -42,6 +42,8 @@ const FILE_EPOCH: &str = "epoch-seen";
 const FILE_ATTEMPT: &str = "attempt-seen";
 /// Prefix of a run's folder while it is removed.
 const REMOVING: &str = ".removing-";
+/// How long the lock of a folder without an intent may still be held by what a killed controller was starting.
+const HALF_STARTED_PATIENCE: Duration = Duration::from_secs(1);
 /// The agent that the driver's own test runs for.
 const SELF_TEST_UID: &str = "driver-self-test";
 
@@ -139,6 +141,13 @@ impl ProcessSandbox {
     #[must_use]
     pub fn link_folder(&self, run: &RunId) -> PathBuf {
         RunFolder::of(&self.inner.config.state, run).path().join(crate::inside::wire::FOLDER_LINK)
+    }
+
+    /// What an ended run used, as its launcher measured it; `None` when it was killed first, or the run still lives.
+    /// # Errors
+    /// Could not look.
+    pub fn usage(&self, run: &RunId) -> io::Result<Option<WaitReport>> {
+        RunFolder::of(&self.inner.config.state, run).read(FILE_WAIT)
     }
 
     async fn blocking<T: Send + 'static>(
@@ -254,19 +263,26 @@ impl Inner {
     /// Takes in a folder that was found at the start.
     fn adopt(&self, path: PathBuf) -> io::Result<()> {
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(REMOVING)) {
-            return fs::remove_dir_all(path);
+            return remove_tree(&path);
         }
         let folder = RunFolder::at(path);
-        let held = folder.is_held()?;
         let Some(spec) = folder.read::<StoredSpec>(FILE_SPEC)? else {
-            // A crash came before the intent was written: nothing was started for it.
-            return if held { Ok(()) } else { fs::remove_dir_all(folder.path()) };
+            // A crash came before the intent was written: nothing was started for it. A process that was just being started for another
+            // run may hold a copy of the lock for a moment.
+            let until = Instant::now() + HALF_STARTED_PATIENCE;
+            while folder.is_held()? {
+                if Instant::now() >= until {
+                    return Ok(());
+                }
+                std::thread::sleep(create::LOOK_PAUSE);
+            }
+            return remove_tree(folder.path());
         };
         if spec.installation != self.config.installation {
             return Ok(());
         }
         let run = self.run_of(&spec.run);
-        if held {
+        if folder.is_held()? {
             self.link.serve(&spec.run, spec.epoch, &run.folder)?;
         }
         let mut runs = self.runs();
@@ -315,14 +331,14 @@ impl Inner {
     }
 
     fn wait_ended(&self, run: &RunId) -> Result<Option<EndCause>, SandboxError> {
-        let until = std::time::Instant::now() + self.config.start_timeout;
+        let until = Instant::now() + self.config.start_timeout;
         loop {
             for seen in self.observe(Some(&run.uid))? {
                 if let SandboxState::Ended(end) = seen.state {
                     return Ok(Some(end.cause));
                 }
             }
-            if std::time::Instant::now() >= until {
+            if Instant::now() >= until {
                 return Ok(None);
             }
             std::thread::sleep(create::LOOK_PAUSE);

@@ -4,7 +4,7 @@ use super::{Inner, Run};
 use crate::api::names::RunId;
 use crate::inside::wire::{FILE_SPEC, FILE_TASK, FILE_WAIT, LaunchSpec, ToolMount, WaitReport};
 use crate::inside::{output, system};
-use crate::sandbox::process::folder::{StoredSpec, write_durable};
+use crate::sandbox::process::folder::StoredSpec;
 use crate::sandbox::{RunSpec, SandboxError};
 use crate::tools;
 use std::fs::{self, DirBuilder, File};
@@ -80,7 +80,7 @@ impl Inner {
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
         output::format(&file, self.config.output_bytes_max, &serde_json::to_vec(&run.id)?)?;
         if let Some(task) = &spec.task {
-            write_durable(run.folder.path(), FILE_TASK, task)?;
+            fs::write(run.folder.path().join(FILE_TASK), task)?;
             // Read inside by the sandbox's user.
             fs::set_permissions(run.folder.path().join(FILE_TASK), fs::Permissions::from_mode(0o644))?;
         }

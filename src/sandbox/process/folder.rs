@@ -167,3 +167,44 @@ pub fn write_durable(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> 
     fs::rename(&temporary, folder.join(name))?;
     File::open(folder)?.sync_all()
 }
+
+/// Removes a folder of ours and everything in it, however deep the agent nested it: what is in a subfolder is moved up before that goes,
+/// so that neither the stack nor descriptors limit the depth. Links are not followed. Nothing may live that could write there.
+/// # Errors
+/// The disk refuses. That it is gone already is no error.
+pub fn remove_tree(top: &Path) -> io::Result<()> {
+    let mut moved = 0_u64;
+    loop {
+        let entries = match fs::read_dir(top) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        let mut is_empty = true;
+        for entry in entries {
+            let entry = entry?;
+            is_empty = false;
+            if !entry.file_type()?.is_dir() {
+                fs::remove_file(entry.path())?;
+                continue;
+            }
+            for child in fs::read_dir(entry.path())? {
+                let child = child?;
+                if child.file_type()?.is_dir() {
+                    // Names of the agent never reach the top, so this one is free but for a removal that was broken off.
+                    let mut to = top.join(format!(".{moved}"));
+                    while to.exists() {
+                        moved += 1;
+                        to = top.join(format!(".{moved}"));
+                    }
+                    fs::rename(child.path(), to)?;
+                } else {
+                    fs::remove_file(child.path())?;
+                }
+            }
+            fs::remove_dir(entry.path())?;
+        }
+        if is_empty {
+            return fs::remove_dir(top);
+        }
+    }
+}

@@ -4,7 +4,7 @@ use super::{Inner, Run};
 use crate::api::agent::Driver;
 use crate::api::names::{Attempt, Role, RunId, Uid};
 use crate::inside::output;
-use crate::inside::wire::{ExitCause, ExitReport, FILE_EXIT, FILE_SESSION, FILE_SPEC, FILE_WAIT, Identity, WaitReport};
+use crate::inside::wire::{ExitCause, ExitReport, FILE_EXIT, FILE_SESSION, FILE_SPEC, FILE_WAIT, WaitReport};
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
 use crate::sandbox::process::folder::Session;
 use crate::sandbox::process::kill::{self, Life};
@@ -65,7 +65,7 @@ impl Inner {
         let life = match run.folder.identity()? {
             None if held => return Ok(SandboxState::Preparing),
             None => Life::Gone,
-            Some(identity) => self.life_of(&identity)?,
+            Some(identity) => kill::look(&identity)?,
         };
         let report: Option<ExitReport> = run.folder.read(FILE_EXIT)?;
         match (life, session) {
@@ -76,10 +76,6 @@ impl Inner {
             (Life::Gone, Some(session)) if held && report.is_none() => self.running(run, session),
             (Life::Gone | Life::Rebooted, _) => Ok(SandboxState::Ended(self.end_of(run, report, life == Life::Rebooted)?)),
         }
-    }
-
-    fn life_of(&self, identity: &Identity) -> io::Result<Life> {
-        kill::look(identity)
     }
 
     fn running(&self, run: &Run, session: &Session) -> io::Result<SandboxState> {

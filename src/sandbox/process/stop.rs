@@ -6,7 +6,7 @@ use crate::api::names::RunId;
 use crate::inside::wire::{FILE_LAUNCHER, FILE_STOPPED, Identity};
 use crate::plan::observed::SandboxState;
 use crate::sandbox::SandboxError;
-use crate::sandbox::process::folder::{short, write_durable};
+use crate::sandbox::process::folder::{remove_tree, short, write_durable};
 use crate::sandbox::process::kill::{self, Life};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -91,16 +91,9 @@ impl Inner {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         };
-        moved.and_then(|()| remove_folder(&away)).map_err(Self::failed(id, "remove"))?;
+        moved.and_then(|()| remove_tree(&away)).map_err(Self::failed(id, "remove"))?;
         self.runs().known.remove(id);
         Ok(())
-    }
-}
-
-fn remove_folder(path: &std::path::Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
     }
 }
 

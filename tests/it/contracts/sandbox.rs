@@ -1,5 +1,7 @@
 //! The contract of `Sandbox`: what every driver must do, whatever it is made of.
 
+mod crash;
+mod gate;
 mod process;
 
 use mosaic::api::names::{Attempt, Epoch, Role, RunId, Uid};

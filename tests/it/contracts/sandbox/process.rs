@@ -6,46 +6,46 @@ use mosaic::inside::wire::{FILE_IDENTITY, Identity};
 use mosaic::plan::observed::{EndCause, SandboxState};
 use mosaic::sandbox::process::folder::RunFolder;
 use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID, find_init};
-use mosaic::sandbox::{RunSpec, Sandbox, logs};
+use mosaic::sandbox::{RunSpec, Sandbox, SandboxError, logs};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A state folder, and drivers opened on it one after another.
-struct Host {
-    state: TempDir,
-    lease: Duration,
-    output_bytes_max: u64,
+pub struct Host {
+    pub state: TempDir,
+    pub lease: Duration,
+    pub output_bytes_max: u64,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { state: TempDir::new().unwrap(), lease: Duration::from_secs(30), output_bytes_max: 1 << 20 }
     }
 
-    fn config(&self) -> ProcessConfig {
+    pub fn config(&self) -> ProcessConfig {
         let mut config = ProcessConfig::new(self.state.path(), "installation-1", find_init().unwrap());
         config.lease = self.lease;
         config.output_bytes_max = self.output_bytes_max;
         config
     }
 
-    fn open(&self) -> ProcessSandbox {
+    pub fn open(&self) -> ProcessSandbox {
         ProcessSandbox::open(self.config()).unwrap()
     }
 
-    fn subject<'a>(&'a self, sandbox: &'a ProcessSandbox) -> Subject<'a> {
+    pub fn subject<'a>(&'a self, sandbox: &'a ProcessSandbox) -> Subject<'a> {
         Subject { sandbox, trees: self.state.path(), owner: SANDBOX_UID }
     }
 
-    fn folder(&self, run: &RunId) -> RunFolder {
+    pub fn folder(&self, run: &RunId) -> RunFolder {
         RunFolder::of(self.state.path(), run)
     }
 }
 
 /// Processes whose command line holds this text, whatever state they are in but zombies.
-fn processes_with(marker: &str) -> Vec<i32> {
+pub fn processes_with(marker: &str) -> Vec<i32> {
     let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -54,8 +54,11 @@ fn processes_with(marker: &str) -> Vec<i32> {
     .collect()
 }
 
-fn host_mounts() -> usize {
-    fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count()
+/// Mounts of the host at or from a place in this folder.
+fn mounts_of(state: &Path) -> Vec<String> {
+    let name = state.file_name().unwrap().to_str().unwrap();
+    let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    all.lines().filter(|line| line.contains(name)).map(str::to_owned).collect()
 }
 
 async fn stop_and_remove(sandbox: &ProcessSandbox, run: &RunId) {
@@ -149,6 +152,84 @@ async fn processes_left_behind_are_dead_before_the_end_is_seen() {
     assert!(processes_with("61001.1").is_empty());
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(fs::metadata(&late).unwrap().len(), size);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_during_the_start_leaves_nothing_at_any_instant() {
+    let host = Host::new();
+    let sandbox = host.open();
+    for round in 0..40_u64 {
+        let spec = host.subject(&sandbox).script(&format!("racing-{round:03}"), 1, "setsid sleep 61008.5 & sleep 61008.5; true");
+        let stop = async {
+            tokio::time::sleep(Duration::from_millis(round)).await;
+            sandbox.stop(&spec.run).await
+        };
+        let (ensured, stopped) = tokio::join!(sandbox.ensure(spec.clone()), stop);
+        ensured.unwrap();
+        stopped.unwrap();
+        // One that came before the start had begun found nothing to stop.
+        sandbox.stop(&spec.run).await.unwrap();
+        assert_eq!(processes_with("61008.5"), Vec::<i32>::new(), "round {round}");
+        assert_eq!(ended(&sandbox, &spec.run).await.cause, EndCause::Stopped, "round {round}");
+        sandbox.remove(&spec.run).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_nested_without_end_are_removed() {
+    let host = Host::new();
+    let sandbox = host.open();
+    let script = "mkdir /mosaic/out/d; ln -s /mosaic/out /mosaic/out/loop; chmod 0 /mosaic/out/d";
+    let spec = host.subject(&sandbox).script("nested-001", 1, script);
+    assert_eq!(host.subject(&sandbox).run(spec.clone()).await.cause, EndCause::Exited(0));
+    // Deeper than a path, the stack or the limit of descriptors would allow.
+    let mut folder: std::os::fd::OwnedFd = fs::File::open(host.folder(&spec.run).path().join("out/d")).unwrap().into();
+    for _ in 0..5000 {
+        rustix::fs::mkdirat(&folder, "d", rustix::fs::Mode::RWXU).unwrap();
+        folder = rustix::fs::openat(&folder, "d", rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+    }
+    drop(folder);
+    sandbox.remove(&spec.run).await.unwrap();
+    assert!(!host.folder(&spec.run).path().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn use_of_processor_and_memory_is_told() {
+    let host = Host::new();
+    let sandbox = host.open();
+    let spec = host.subject(&sandbox).script("usage-0001", 1, "sh -c 'n=0; while [ $n -lt 200000 ]; do n=$((n+1)); done'");
+    host.subject(&sandbox).run(spec.clone()).await;
+    let usage = sandbox.usage(&spec.run).unwrap().unwrap();
+    assert!(usage.user_micros > 10_000 && usage.rss_max_kibibytes > 500, "{usage:?}");
+}
+
+#[test]
+fn only_a_static_program_is_taken_for_init() {
+    let unusable = |path: &Path| mosaic::sandbox::process::init_binary::check(path).unwrap_err().to_string();
+    let folder = TempDir::new().unwrap();
+    let script = folder.path().join("script");
+    fs::write(&script, "#!/bin/sh\n").unwrap();
+    assert!(unusable(&script).contains("no 64-bit ELF"), "{}", unusable(&script));
+    let dynamic = unusable(Path::new("/bin/sh"));
+    assert!(dynamic.contains("linked dynamically") && dynamic.contains("cargo rustc --release --bin mosaic-init"), "{dynamic}");
+    assert!(unusable(Path::new("/no/such/init")).contains("No such file"));
+    assert_eq!(ProcessSandbox::open(ProcessConfig::new(folder.path(), "i", "/bin/sh")).err().unwrap().to_string(), dynamic);
+}
+
+#[test]
+fn text_is_cleaned_of_everything_that_moves_a_terminal() {
+    for (raw, clean) in [
+        ("plain\ttext\r\nnext", "plain\ttext\nnext"),
+        ("\x1b[1;31mred\x1b[0m \x1b]0;title\x07after \x1b]8;;http://x\x1b\\link", "red after link"),
+        ("\u{9b}2Jcsi \u{9d}osc\u{9c}st \u{90}dcs\x1b\\end", "csi st end"),
+        ("open \x1b]0;never closed\nnext line", "open \nnext line"),
+        ("10%\r20%\r", "10%\n20%\n"),
+        ("bell\x07 back\x08 nul\0 \u{202e}turned\u{202c} \u{85}", "bell back nul turned "),
+        ("cut \x1b[", "cut "),
+        ("cut \x1b", "cut "),
+    ] {
+        assert_eq!(logs::clean(raw), clean, "{raw:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,7 +334,6 @@ async fn following_a_log_sees_every_byte_once() {
 async fn ten_sandboxes_at_once_leave_nothing_behind() {
     let host = Host::new();
     let sandbox = host.open();
-    let mounts = host_mounts();
     let specs: Vec<RunSpec> = (0..10)
         .map(|n| {
             host.subject(&sandbox).script(&format!("parallel-{n}"), 1, &format!("echo {n} > /workspace/n; sleep 0.5; sleep 61004.{n}"))
@@ -265,7 +345,7 @@ async fn ten_sandboxes_at_once_leave_nothing_behind() {
         specs.iter().enumerate().all(|(n, s)| fs::read_to_string(s.tree.join("n")).is_ok_and(|t| t == format!("{n}\n")))
     })
     .await;
-    assert_eq!(host_mounts(), mounts, "a mount of a sandbox is seen on the host");
+    assert_eq!(mounts_of(host.state.path()), Vec::<String>::new(), "a mount of a sandbox is seen on the host");
     for stopped in futures::future::join_all(specs.iter().map(|spec| sandbox.stop(&spec.run))).await {
         stopped.unwrap();
     }
@@ -277,7 +357,7 @@ async fn ten_sandboxes_at_once_leave_nothing_behind() {
     let left: Vec<PathBuf> =
         fs::read_dir(host.state.path().join("runs")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
     assert_eq!(left, Vec::<PathBuf>::new());
-    assert_eq!(host_mounts(), mounts);
+    assert_eq!(mounts_of(host.state.path()), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -318,8 +398,27 @@ async fn init_killed_from_outside_is_lost_and_a_dead_launcher_changes_nothing() 
     assert_eq!(processes_with("61005.5"), Vec::<i32>::new());
 }
 
-fn kill(pid: i32) {
+pub fn kill(pid: i32) {
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_without_time_to_look_never_says_gone_of_what_lives() {
+    let host = Host::new();
+    let hasty = ProcessConfig { stop_timeout: Duration::ZERO, ..host.config() };
+    let sandbox = ProcessSandbox::open(hasty).unwrap();
+    let script = "for n in 1 2 3 4 5 6 7 8 9; do setsid sleep 61007.5 & done; wait";
+    let spec = host.subject(&sandbox).script("hasty-0001", 1, script);
+    sandbox.ensure(spec.clone()).await.unwrap();
+    until("it runs", || processes_with("61007.5").len() >= 9).await;
+    match sandbox.stop(&spec.run).await {
+        Ok(()) => assert_eq!(processes_with("61007.5"), Vec::<i32>::new()),
+        Err(e) => assert!(matches!(e, SandboxError::Unverified { .. }), "{e}"),
+    }
+    drop(sandbox);
+    let sandbox = host.open();
+    sandbox.stop(&spec.run).await.unwrap();
+    assert_eq!(processes_with("61007.5"), Vec::<i32>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -349,7 +448,7 @@ async fn fences_and_foreign_runs_survive_a_restart() {
         let mut older = spec_of("fences-001", attempt, spec.tree.clone(), &["/bin/true"]);
         older.epoch = mosaic::api::names::Epoch(epoch);
         let refused = sandbox.ensure(older).await;
-        assert!(matches!(refused, Err(mosaic::sandbox::SandboxError::Fenced(_))), "{refused:?}");
+        assert!(matches!(refused, Err(SandboxError::Fenced(_))), "{refused:?}");
     }
     let spec = host.subject(&sandbox).script("fences-001", 3, "sleep 61006.5");
     sandbox.ensure(spec.clone()).await.unwrap();
