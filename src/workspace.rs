@@ -41,6 +41,7 @@ mod tree;
 mod types;
 
 pub use error::WorkspaceError;
+pub use remote::report;
 pub use types::{
     GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, ResolvedRepository, SnapshotLimits, SnapshotSpec, TreeInventory, TreeMode,
     TreeModeWish, TreePaths, TreeSpec, WorkspaceConfig,

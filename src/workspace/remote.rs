@@ -204,6 +204,24 @@ impl Git {
     }
 }
 
+/// What `git ls-remote` and `git log --oneline` print of one branch of a repository on this machine: proof in git's own words, for people.
+/// # Errors
+/// `git` is missing, or refuses.
+pub fn report(folder: &Path, repository: &Path, branch: &Branch) -> Result<[String; 2], WorkspaceError> {
+    let git = Git::find(folder, VERSION_TIMEOUT)?;
+    let shown = repository.display().to_string();
+    let remote = Remote { url: shown.clone(), protocol: "file", given: shown.clone() };
+    let ask = |git_dir: Option<&Path>, arguments: &[&str]| {
+        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        let told = git.run("look at", &remote, git_dir, &arguments, VERSION_TIMEOUT)?;
+        if told.succeeded { Ok(told.stdout.trim_end().to_owned()) } else { Err(failed("look at", &remote, &told)) }
+    };
+    Ok([
+        ask(None, &["ls-remote", "--end-of-options", &shown, &branch.full_ref()])?,
+        ask(Some(repository), &["log", "--oneline", "--no-color", "-n", "20", &branch.full_ref(), "--"])?,
+    ])
+}
+
 /// Reads both outputs until the program has ended; `None`: the deadline came first. Does not wait for the end of the outputs, as a
 /// daemon that a hook of the remote started may hold them open for ever.
 fn wait(child: &mut Child, deadline: Instant) -> std::io::Result<Option<(Vec<u8>, Vec<u8>)>> {
