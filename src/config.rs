@@ -382,9 +382,8 @@ mod tests {
 
     #[test]
     fn the_state_folder_follows_xdg_then_home() {
-        let of = |xdg: Option<&str>, home: Option<&str>| {
-            state_folder(None, |name| if name == "HOME" { home } else { xdg }.map(Into::into)).ok()
-        };
+        let of =
+            |xdg: Option<&str>, home: Option<&str>| state_folder(None, |name| if name == "HOME" { home } else { xdg }.map(Into::into)).ok();
         assert_eq!(of(Some("/x"), Some("/h")), Some("/x/mosaic".into()));
         assert_eq!(of(Some("relative"), Some("/h")), Some("/h/.local/state/mosaic".into()));
         assert_eq!(of(None, None), None);

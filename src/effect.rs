@@ -4,6 +4,10 @@
 //! pass sees the action in `Observed::in_flight` and later its result in `Observed::outcomes`. A deadline abandons the wait, never the
 //! ownership. An outcome is forgotten when the record shows that it was taken in; after a crash the action is simply done again.
 
+pub mod flight;
+pub mod real;
+pub mod task;
+
 use crate::api::names::{Epoch, Uid};
 use crate::api::validate::ValidAgent;
 use crate::plan::action::{ActionId, Effect};

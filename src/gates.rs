@@ -7,6 +7,7 @@
 //! Pure: the trusted tree is read through a function that the caller gives; nothing here touches a disk, a clock or a process. It does
 //! not run gates (the plan does, each in a sandbox of its own), and it does not compare an agent's change with what its gates call.
 //! What is not built yet (coverage, review, the 50 % rule, `protect`, `[prepare]`) is refused with a text, never passed over.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod detect;
 mod file;

@@ -221,7 +221,8 @@ async fn serve_connection(stream: TcpStream, app: Router, closing: CancellationT
 }
 
 async fn turn_away(mut stream: TcpStream) {
-    let body = r#"{"type":"urn:mosaic:problem:too-many-connections","status":503,"title":"Service Unavailable","detail":"too many connections"}"#;
+    let body =
+        r#"{"type":"urn:mosaic:problem:too-many-connections","status":503,"title":"Service Unavailable","detail":"too many connections"}"#;
     let head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nConnection: close\r\nRetry-After: 1";
     let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     let _ = tokio::time::timeout(TURN_AWAY_TIME_MAX, stream.write_all(answer.as_bytes())).await;
@@ -233,8 +234,12 @@ impl ServerState {
     /// All places are taken.
     pub(crate) fn follow_place(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Problem> {
         self.follows.clone().try_acquire_owned().map_err(|_| {
-            Problem::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "too-many-follows", format!("{FOLLOWS_MAX} follows and watches are open already"))
-                .hint("end one of them, or ask without follow")
+            Problem::new(
+                axum::http::StatusCode::SERVICE_UNAVAILABLE,
+                "too-many-follows",
+                format!("{FOLLOWS_MAX} follows and watches are open already"),
+            )
+            .hint("end one of them, or ask without follow")
         })
     }
 
@@ -251,9 +256,13 @@ pub async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> 
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => format!(
             "port {} on {} is used by another program; choose another with --listen {}:PORT or MOSAIC_LISTEN (port 0 takes a free one)",
-            address.port(), address.ip(), address.ip()
+            address.port(),
+            address.ip(),
+            address.ip()
         ),
-        std::io::ErrorKind::PermissionDenied => format!("port {} needs more rights than this user has; choose one above 1023 with --listen", address.port()),
+        std::io::ErrorKind::PermissionDenied => {
+            format!("port {} needs more rights than this user has; choose one above 1023 with --listen", address.port())
+        }
         _ => format!("failed to listen on {address}: {error}"),
     })
 }

@@ -4,6 +4,8 @@
 //! otherwise refuse to decode: an object that is wrong is reported on itself and blinds nobody. `api::validate` turns the raw spec
 //! into a `ValidAgent` once; no later step sees a raw spec.
 
+#![allow(clippy::duplicated_attributes, reason = "the lint reads arguments of different columns as one attribute")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;

@@ -121,6 +121,8 @@ pub mod reason {
     pub const SANDBOX_FAILED: &str = "SandboxFailed";
     /// The workspace could not be made, read or removed.
     pub const WORKSPACE_FAILED: &str = "WorkspaceFailed";
+    /// A mistake of this program.
+    pub const INTERNAL_ERROR: &str = "InternalError";
     /// Killed on request.
     pub const KILLED: &str = "Killed";
 }

@@ -1,5 +1,7 @@
 //! `Halt`: while one matches, nothing that matches starts and everything that matches is killed.
 
+#![allow(clippy::duplicated_attributes, reason = "the lint reads arguments of different columns as one attribute")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, MicroTime};
 use kube::CustomResource;
 use schemars::JsonSchema;

@@ -13,6 +13,8 @@ use crate::plan::fleet::{Fleet, Member, Permit};
 use crate::plan::status::ending;
 use crate::plan::{Desired, Plan, plan};
 use crate::store::{Key, Record, Store, StoreError};
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
 use k8s_openapi::jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,28 +25,44 @@ pub const RETRY_INITIAL: Duration = Duration::from_millis(200);
 /// Longest wait after failed passes.
 pub const RETRY_MAX: Duration = Duration::from_secs(15);
 
-/// Something the pass has to tell: for the audit log, events and metrics.
+/// A fact of a record changed.
 #[derive(Debug, Clone)]
-pub enum Notice {
-    /// An effect is about to be applied.
-    Intent(Effect),
-    /// An effect was applied or started (`Ok`), or refused.
-    Outcome(Effect, Result<(), String>),
-    /// A fact changed: (record, agent's status before, and now).
-    Transition {
-        /// Which record.
-        key: Key,
-        /// Its identity.
-        uid: Uid,
-        /// Before.
-        before: Box<AgentStatus>,
-        /// Now.
-        after: Box<AgentStatus>,
-    },
+pub struct Transition {
+    /// Which record.
+    pub key: Key,
+    /// Its identity.
+    pub uid: Uid,
+    /// The stored status before.
+    pub before: AgentStatus,
+    /// The stored status now.
+    pub after: AgentStatus,
 }
 
-/// Where notices go. Called in order; must not block for long.
-pub type Journal = Arc<dyn Fn(&Notice) + Send + Sync>;
+/// Brings the intent of an effect to the disk; an error means that the effect must not begin.
+pub type OnIntent = Arc<dyn Fn(Effect) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+/// Told what came of an effect that was applied within the pass, or refused at its start.
+pub type OnOutcome = Arc<dyn Fn(&Effect, Result<(), String>) + Send + Sync>;
+/// Told of every stored change.
+pub type OnTransition = Arc<dyn Fn(Transition) + Send + Sync>;
+
+/// Where a pass tells what it does: the audit log, events, metrics.
+#[derive(Clone)]
+pub struct Journal {
+    /// Before each effect.
+    pub intent: OnIntent,
+    /// After each effect that is not blocking; the in-flight table tells the end of the others.
+    pub outcome: OnOutcome,
+    /// After each stored status.
+    pub transition: OnTransition,
+}
+
+impl Journal {
+    /// Tells nobody: for simulations and measurements.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self { intent: Arc::new(|_| ready(Ok(())).boxed()), outcome: Arc::new(|_, _| ()), transition: Arc::new(|_| ()) }
+    }
+}
 
 /// Everything a pass works with.
 pub struct Context {
@@ -248,12 +266,7 @@ async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus
     }
     ctx.remember_own_write(&subject.record);
     ctx.take_into_fleet(&subject.record, subject.agent.as_ref());
-    (ctx.journal)(&Notice::Transition {
-        key,
-        uid: subject.uid.clone(),
-        before: Box::new(stored.clone()),
-        after: Box::new(decided.status.clone()),
-    });
+    (ctx.journal.transition)(Transition { key, uid: subject.uid.clone(), before: stored.clone(), after: decided.status.clone() });
     Ok(true)
 }
 
@@ -264,9 +277,17 @@ async fn apply(ctx: &Context, subject: &Subject, epoch: Epoch, decided: &Plan) -
         if starts_something(action) && is_halted(ctx, subject) {
             return Ok(false);
         }
-        (ctx.journal)(&Notice::Intent(effect.clone()));
+        if let Err(why) = (ctx.journal.intent)(effect.clone()).await {
+            // A stop goes on without its entry: a full disk must not keep anything alive.
+            if !matches!(action, Action::StopSandbox { .. }) {
+                let source = EffectError::Failed(format!("its intent could not be recorded: {why}"));
+                return Err(PassError::Effect { action: action.name(), key: effect.key, source });
+            }
+        }
         let result = ctx.world.apply(subject, effect.clone()).await;
-        (ctx.journal)(&Notice::Outcome(effect.clone(), result.as_ref().map(|_| ()).map_err(ToString::to_string)));
+        if result.is_err() || !action.is_blocking() {
+            (ctx.journal.outcome)(&effect, result.as_ref().map(|_| ()).map_err(ToString::to_string));
+        }
         result.map_err(|source| PassError::Effect { action: action.name(), key: effect.key, source })?;
     }
     Ok(true)

@@ -120,7 +120,7 @@ impl World for RealWorld {
             let result = match action {
                 OrphanAction::StopSandbox(run) => self.parts.stop(&run).await,
                 OrphanAction::RemoveSandbox(run) => self.parts.remove_sandbox(&run).await,
-                OrphanAction::RemoveWorkspace(uid) => self.parts.blocking(move |w| w.remove_orphan(&uid)).await.map(|()| Outcome::Done),
+                OrphanAction::RemoveWorkspace(uid) => self.parts.remove_orphan(uid).await,
             };
             result.map(|_| ()).map_err(|failure| EffectError::Failed(failure.message))
         }
@@ -222,8 +222,8 @@ impl Parts {
             key,
             head: sha,
         };
-        let paths = self.blocking(move |w| w.ensure_gate_tree(&spec)).await?;
-        let spec = task::gate_run(&agent, &run, epoch, &gate, paths.tree, paths.base_objects, &self.environment);
+        let tree = self.blocking(move |w| w.ensure_gate_tree(&spec)).await?;
+        let spec = task::gate_run(&agent, &run, epoch, &gate, tree, &self.environment);
         self.sandbox.ensure(spec).await.map(|()| Outcome::Done).map_err(|error| sandbox_failure(&error))
     }
 
@@ -276,7 +276,7 @@ impl Parts {
     async fn rescue(&self, subject: &Subject) -> Ended {
         let uid = subject.uid.clone();
         let Some(agent) = subject.agent.clone() else {
-            return self.blocking(move |w| w.rescue_orphan(&uid)).await.map(Outcome::Rescued);
+            return self.blocking(move |w| w.rescue_tree(&uid)).await.map(Outcome::Rescued);
         };
         let workspace = agent.status.workspace.clone().unwrap_or_default();
         let commit = |sha: Option<String>| sha.and_then(|sha| CommitId::new(sha).ok());
@@ -288,6 +288,11 @@ impl Parts {
             w.rescue(&RescueSpec { namespace, repository, uid, base, commits: &commits, date })
         });
         kept.await.map(Outcome::Rescued)
+    }
+
+    /// Keeps what a tree without a record holds, then removes it.
+    async fn remove_orphan(&self, uid: Uid) -> Ended {
+        self.blocking(move |w| w.rescue_tree(&uid).and_then(|_| w.remove(&uid))).await.map(|()| Outcome::Done)
     }
 
     async fn blocking<T: Send + 'static>(
@@ -380,7 +385,8 @@ fn sandbox_failure(error: &SandboxError) -> Failure {
 }
 
 /// An error with its causes, as one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -71,7 +71,6 @@ pub fn gate_run(
     epoch: Epoch,
     gate: &GateDefinition,
     tree: PathBuf,
-    base_objects: PathBuf,
     base_env: &BTreeMap<String, String>,
 ) -> RunSpec {
     RunSpec {
@@ -79,7 +78,7 @@ pub fn gate_run(
         epoch,
         tree,
         home: None,
-        base_objects: Some(base_objects),
+        base_objects: None,
         task: None,
         args: vec!["sh".to_owned(), "-c".to_owned(), gate.command.clone()],
         env: base_env.clone(),

@@ -162,7 +162,9 @@ fn admitted(plan: &mut Plan, step: &Step<'_>) -> bool {
     false
 }
 
-fn not_built(agent: &ValidAgent) -> Option<String> {
+/// What the spec asks for that this version cannot do yet, as one text.
+#[must_use]
+pub fn not_built(agent: &ValidAgent) -> Option<String> {
     let runtime = match &agent.runtime {
         ValidRuntime::Command { .. } => None,
         ValidRuntime::NotBuilt(text) => Some(text.clone()),

@@ -151,7 +151,9 @@ mod tests {
         for mine in ["localhost:3001", "127.0.0.1:3001", "[::1]:3001", "LocalHost:3001"] {
             assert!(door.is_mine(mine), "{mine}");
         }
-        for foreign in ["evil.example:3001", "localhost", "localhost:3002", "127.0.0.1.evil.example:3001", "", "[::1]", "localhost:3001:3001"] {
+        for foreign in
+            ["evil.example:3001", "localhost", "localhost:3002", "127.0.0.1.evil.example:3001", "", "[::1]", "localhost:3001:3001"]
+        {
             assert!(!door.is_mine(foreign), "{foreign}");
         }
         assert!(Door::new(&Secret::new("t"), 80).is_mine("[::1]"));

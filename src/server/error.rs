@@ -70,8 +70,12 @@ impl Problem {
     /// 404 for an agent.
     #[must_use]
     pub fn no_agent(id: &str, namespace: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "agent-not-found", format!("there is no agent {id:?} in namespace {namespace:?}, neither live nor in the history"))
-            .hint("GET /agents lists the live ones; names belong to a namespace (?namespace=), ids do not")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "agent-not-found",
+            format!("there is no agent {id:?} in namespace {namespace:?}, neither live nor in the history"),
+        )
+        .hint("GET /agents lists the live ones; names belong to a namespace (?namespace=), ids do not")
     }
 
     /// 422 with every mistake of the request.
@@ -84,8 +88,7 @@ impl Problem {
     /// 500 that tells nothing of the inside.
     #[must_use]
     pub fn internal() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this is a fault of the server")
-            .hint("the server's log has the details")
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this is a fault of the server").hint("the server's log has the details")
     }
 }
 

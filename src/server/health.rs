@@ -35,7 +35,8 @@ pub async fn readyz(State(state): Ctx, RawQuery(query): RawQuery) -> Result<Stri
         ("store", look_at_store(&state).await),
         ("serving", if state.closing.is_cancelled() { Err("the server shuts down".to_owned()) } else { Ok(()) }),
     ];
-    let missing: Vec<String> = checks.iter().filter_map(|(name, result)| result.as_ref().err().map(|why| format!("{name}: {why}"))).collect();
+    let missing: Vec<String> =
+        checks.iter().filter_map(|(name, result)| result.as_ref().err().map(|why| format!("{name}: {why}"))).collect();
     if !missing.is_empty() {
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", missing.join("; "));
         return Err(Problem { errors: missing, ..problem });

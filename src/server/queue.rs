@@ -7,6 +7,9 @@ use crate::store::Kind;
 use axum::Json;
 use axum::extract::State;
 
+/// Most positions that are told.
+pub const POSITIONS_MAX: usize = 1000;
+
 /// The handler.
 /// # Errors
 /// The store does not answer.

@@ -1,4 +1,5 @@
 //! One suite per trait, run on every implementation.
 
+pub mod lease;
 pub mod sandbox;
 pub mod store;

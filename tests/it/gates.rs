@@ -1,5 +1,6 @@
 //! Gates: what a trusted branch defines, what is refused with which words, and what the end of a run says.
 
+use crate::skip::skip;
 use mosaic::api::agent::{GateDefinition, GateProfile, Verdict};
 use mosaic::api::condition::reason;
 use mosaic::api::names::GateName;
@@ -300,6 +301,21 @@ fn detected_rust_gates_judge_a_real_project() {
     let project = |body: &'static str| [("Cargo.toml", "[package]\nname = 'x'\nversion = '1.0.0'\nedition = '2024'"), ("src/lib.rs", body)];
     assert_eq!(run_gate(&project("#[test]\nfn right() {}\n"), "tests", &path), 0);
     assert_ne!(run_gate(&project("#[test]\nfn wrong() { panic!() }\n"), "tests", &path), 0);
+}
+
+#[test]
+fn detected_python_gates_judge_a_real_project() {
+    let path = std::env::var("PATH").unwrap();
+    if Command::new("python3").arg("--version").output().is_err() {
+        return skip("gates::detected_python_gates_judge_a_real_project", "python3 is not installed");
+    }
+    let project = |test: &'static str| [("pyproject.toml", ""), ("tests/test_a.py", test)];
+    let test = "import unittest\n\n\nclass A(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(1, ";
+    let (right, wrong) = (format!("{test}1)\n").leak(), format!("{test}2)\n").leak());
+    assert_eq!(run_gate(&project(right), "tests", &path), 0);
+    assert_eq!(run_gate(&project(wrong), "tests", &path), 1);
+    assert_eq!(run_gate(&project(right), "lint", &path), 0);
+    assert_eq!(run_gate(&project("def broken(:\n"), "lint", &path), 1);
 }
 
 fn ended(cause: EndCause, output: &str) -> RunEnd {

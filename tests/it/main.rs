@@ -2,8 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod agent_contract;
+mod audit;
 mod contracts;
+mod e2e;
 mod gates;
 mod records;
+mod skip;
 mod tidy;
 mod tools;
+mod workspace;

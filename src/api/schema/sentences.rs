@@ -18,8 +18,8 @@ pub(super) fn of_schema(error: &ValidationError<'_>) -> String {
             if field.is_empty() { format!("{name}: is required") } else { format!("{field}.{name}: is required") }
         }
         ValidationErrorKind::Type { kind: TypeKind::Single(expected) } => format!("{field}: must be of type {expected}, not {value}"),
-        ValidationErrorKind::Maximum { limit } => format!("{field}: {value} is greater than the maximum of {limit}"),
-        ValidationErrorKind::Minimum { limit } => format!("{field}: {value} is less than the minimum of {limit}"),
+        ValidationErrorKind::Maximum { limit } => format!("{field}: {value} is greater than the maximum of {}", number(limit)),
+        ValidationErrorKind::Minimum { limit } => format!("{field}: {value} is less than the minimum of {}", number(limit)),
         ValidationErrorKind::MaxLength { limit } => format!("{field}: is longer than the maximum of {limit} characters"),
         ValidationErrorKind::MinLength { limit } => format!("{field}: is shorter than the minimum of {limit} characters"),
         ValidationErrorKind::MaxItems { limit } => format!("{field}: has more than the maximum of {limit} items"),
@@ -63,6 +63,11 @@ fn shown(value: &Value) -> String {
         return text;
     }
     format!("{}…", text.chars().take(VALUE_CHARS_MAX).collect::<String>())
+}
+
+/// Definitions hold limits as floating-point numbers; people read whole ones.
+fn number(limit: &Value) -> String {
+    limit.as_f64().map_or_else(|| limit.to_string(), |limit| limit.to_string())
 }
 
 fn words(options: &Value) -> String {

@@ -15,6 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 /// Most writes that share one commit.
 const BATCH_MAX: usize = 256;
 
+/// Answer to one write; writes of records answer with the record.
+type Answer = StoreResult<Option<Record>>;
+
 /// One write.
 #[derive(Debug)]
 pub(super) enum Op {
@@ -30,7 +33,7 @@ pub(super) enum Op {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) op: Op,
-    pub(super) reply: oneshot::Sender<StoreResult<Option<Record>>>,
+    pub(super) reply: oneshot::Sender<Answer>,
 }
 
 /// Runs until the queue is closed and empty.
@@ -58,13 +61,13 @@ pub(super) fn run(shared: &Shared, mut queue: mpsc::Receiver<Job>) {
 
 /// The answers of a batch that is applied but not committed.
 struct Applied {
-    results: Vec<StoreResult<Option<Record>>>,
+    results: Vec<Answer>,
     last: u64,
     is_dirty: bool,
 }
 
 impl Applied {
-    fn end(self, transaction: WriteTransaction) -> Result<(Vec<StoreResult<Option<Record>>>, u64), Failure> {
+    fn end(self, transaction: WriteTransaction) -> Result<(Vec<Answer>, u64), Failure> {
         if self.is_dirty {
             transaction.commit()?;
         } else {
@@ -83,7 +86,7 @@ fn apply_batch(shared: &Shared, transaction: &WriteTransaction, ops: Vec<Op>) ->
 }
 
 /// Applies one write. The inner result is the caller's; a `Failure` fails the whole batch.
-fn apply(shared: &Shared, tables: &mut Tables<'_>, op: Op, now: Timestamp) -> Result<StoreResult<Option<Record>>, Failure> {
+fn apply(shared: &Shared, tables: &mut Tables<'_>, op: Op, now: Timestamp) -> Result<Answer, Failure> {
     match op {
         Op::Create(record) => {
             let key = record.key();
@@ -105,11 +108,7 @@ fn apply(shared: &Shared, tables: &mut Tables<'_>, op: Op, now: Timestamp) -> Re
     }
 }
 
-fn change(
-    tables: &mut Tables<'_>,
-    key: &Key,
-    decide: impl FnOnce(&Record) -> StoreResult<Change>,
-) -> Result<StoreResult<Option<Record>>, Failure> {
+fn change(tables: &mut Tables<'_>, key: &Key, decide: impl FnOnce(&Record) -> StoreResult<Change>) -> Result<Answer, Failure> {
     let Some(old) = tables.get(key)? else { return Ok(Err(StoreError::NotFound(key.clone()))) };
     let record = match decide(&old) {
         Ok(Change::Nothing(record)) => record,
@@ -121,7 +120,7 @@ fn change(
 }
 
 /// Tells everybody of a batch that it failed as a whole. Whether an I/O error came before or after the data was safe is unknown.
-fn refuse_all(replies: Vec<oneshot::Sender<StoreResult<Option<Record>>>>, error: &StoreError) {
+fn refuse_all(replies: Vec<oneshot::Sender<Answer>>, error: &StoreError) {
     let chain = |error: &StoreError| match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),

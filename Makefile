@@ -1,0 +1,71 @@
+# Commands for people; CI calls the same (.ci/run). Each installs what it misses on Debian or Ubuntu; given are Rust, a C compiler and make.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+CARGO := cargo
+# A folder of its own: the next plain build would put a dynamic mosaic-init in the place of the static one.
+INIT_TARGET := target/init
+INIT := $(INIT_TARGET)/release/mosaic-init
+
+.PHONY: help run test build watch lint lint-fmt lint-clippy lint-doc lint-deny fmt crds bench clean
+
+help: ## Show these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## Show the whole way once: a sample repository, an agent, gates, a verified push
+	@.ci/need git
+	target/debug/mosaic demo
+
+test: build ## Run all tests; the last line counts them
+	@.ci/need git python3
+	@# The test build puts a dynamic mosaic-init beside mosaic; the static one goes back, however the tests end.
+	@MOSAIC_INIT="$(CURDIR)/$(INIT)" tests/run.sh; status=$$?; install -m 0755 $(INIT) target/debug/mosaic-init; exit $$status
+
+build: ## Build mosaic, and the static mosaic-init beside it, into target/debug
+	$(CARGO) build --locked --bin mosaic
+	$(CARGO) rustc --locked --release --bin mosaic-init --no-default-features --target-dir $(INIT_TARGET) -- -C target-feature=+crt-static
+	@install -m 0755 $(INIT) target/debug/mosaic-init
+
+watch: ## Build anew whenever a source file changes
+	@.ci/need inotifywait
+	@while :; do \
+		$(MAKE) build || true; \
+		inotifywait -qq -r -e modify,create,delete,move src Cargo.toml || exit 1; \
+	done
+
+lint: lint-fmt lint-clippy lint-doc lint-deny ## Check format, lints, documentation, licences and sources
+
+lint-fmt:
+	@.ci/need rustfmt
+	$(CARGO) fmt --check
+
+lint-clippy:
+	@.ci/need clippy
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --bin mosaic-init --no-default-features -- -D warnings
+
+lint-doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+lint-deny:
+	@.ci/need cargo-deny
+	$(CARGO) deny --locked check --hide-inclusion-graph licenses bans sources
+	@if timeout 60 $(CARGO) deny fetch db >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check --disable-fetch advisories; \
+	else \
+		echo "SKIPPED advisories: their database cannot be reached from here"; \
+	fi
+
+fmt: ## Format all sources
+	@.ci/need rustfmt
+	$(CARGO) fmt
+
+crds: ## Print the custom resource definitions into crds/ anew
+	UPDATE_CRDS=1 $(CARGO) test --locked --test it checked_in_definitions_equal_the_printed_ones
+
+bench: build ## Measure; prints ratios with both sides measured in one run
+	@.ci/need git
+	$(CARGO) bench --locked
+
+clean: ## Remove everything that was built
+	$(CARGO) clean

@@ -1,0 +1,44 @@
+//! Small files that must be whole after a crash.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Puts new content in the place of a file (mode 0600) so that a crash leaves the old or the new one, and the new one once this returned.
+/// One caller per path at a time.
+/// # Errors
+/// The file system refuses; the old file stands.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = write_draft(path, content)?;
+    std::fs::rename(&draft, path)?;
+    sync_folder(path)
+}
+
+/// Makes a file (mode 0600) with its content, or leaves the one that is there. Any number of callers at a time.
+/// # Errors
+/// The file system refuses.
+pub fn make_once(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = write_draft(path, content)?;
+    let linked = match std::fs::hard_link(&draft, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    };
+    std::fs::remove_file(&draft)?;
+    linked?;
+    sync_folder(path)
+}
+
+fn write_draft(path: &Path, content: &[u8]) -> io::Result<std::path::PathBuf> {
+    let draft = path.with_extension(format!("draft-{}", uuid::Uuid::new_v4().simple()));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    Ok(draft)
+}
+
+/// Brings the names in the folder of a path to the disk.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}

@@ -1,0 +1,398 @@
+//! All of it together: the wiring of `mosaic up`.
+//!
+//! Order of a start: state folder -> store -> lease (one controller acts per state folder) -> sandboxes of the last run are adopted ->
+//! workspaces -> controller -> HTTP. Order of a clean end: HTTP stops accepting -> passes that run finish -> lease released. Sandboxes are
+//! never stopped by an end of the controller: the next start adopts them, and if none comes their lease ends them.
+
+use crate::api::names::{Epoch, Secret, Uid};
+use crate::api::validate::ValidAgent;
+use crate::audit::{Audit, AuditOptions};
+use crate::config::Config;
+use crate::controller::orphans::{self, Memory};
+use crate::controller::reconcile::Context;
+use crate::controller::trigger::Trigger;
+use crate::controller::{Controller, Progress};
+use crate::effect::flight::{Ended, Flights};
+use crate::effect::real::{RealWorld, resolve};
+use crate::plan::action::Effect;
+use crate::plan::fleet::{Fleet, FleetLimits};
+use crate::sandbox::Sandbox;
+use crate::sandbox::process::{ProcessConfig, ProcessSandbox, find_init};
+use crate::server::auth::{Door, ensure_token};
+use crate::server::{LogPiece, Refusal, ServerState, serve};
+use crate::store::embedded::{EmbeddedOptions, EmbeddedStore};
+use crate::store::lease::{Acquired, FileLease, Lease};
+use crate::store::{Key, Kind, Record, Store};
+use crate::telemetry::Metrics;
+use crate::workspace::{SnapshotLimits, TreeModeWish, WorkspaceConfig, Workspaces};
+use crate::journal::Ledger;
+use crate::tools;
+use futures::FutureExt;
+use k8s_openapi::jiff::{Timestamp, Unit};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How long passes that run may go on after a shutdown began.
+const CONTROLLER_SHUTDOWN_MAX: Duration = Duration::from_secs(10);
+/// How often readiness and gauges are brought up to date.
+const TELL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Why `mosaic up` could not start. Every text says what was tried and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum UpError {
+    /// The state folder cannot be used.
+    #[error("cannot use the state folder {path}: {why}")]
+    State {
+        /// Which folder.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Another mosaic works on this state folder.
+    #[error("another mosaic works on {path} ({by}); stop it, or choose another folder with --state")]
+    Busy {
+        /// Which folder.
+        path: PathBuf,
+        /// Who.
+        by: String,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {listen}: {source}; another program may use the port: choose another with --listen 127.0.0.1:PORT")]
+    Listen {
+        /// Which address.
+        listen: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A part could not start.
+    #[error("cannot start {part}: {why}")]
+    Part {
+        /// Which part.
+        part: &'static str,
+        /// Why, with causes.
+        why: String,
+    },
+}
+
+fn part<E: std::error::Error + 'static>(part: &'static str) -> impl Fn(E) -> UpError {
+    move |error| UpError::Part { part, why: crate::effect::real::chain(&error) }
+}
+
+/// A started `mosaic up`.
+pub struct Running {
+    /// Where HTTP is served.
+    pub addr: SocketAddr,
+    /// The bearer token.
+    pub token: Secret,
+    /// The records.
+    pub store: Arc<dyn Store>,
+    /// How far the controller is.
+    pub progress: Progress,
+    /// What was found and chosen at start, one line each.
+    pub notes: Vec<String>,
+    state: PathBuf,
+    closing: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+    background: Vec<JoinHandle<()>>,
+    lease: Arc<FileLease>,
+    epoch: Epoch,
+}
+
+impl Running {
+    /// Ends cleanly: no new requests, passes that run finish, the lease is released. Sandboxes run on.
+    pub async fn shutdown(self) {
+        self.closing.cancel();
+        for task in self.tasks {
+            if tokio::time::timeout(CONTROLLER_SHUTDOWN_MAX, task).await.is_err() {
+                tracing::warn!("a part did not end in time; leaving it");
+            }
+        }
+        self.background.iter().for_each(JoinHandle::abort);
+        let _ = std::fs::remove_file(self.state.join("server"));
+        if let Err(error) = self.lease.release(self.epoch).await {
+            tracing::warn!(%error, "could not release the lease; it ends with this process");
+        }
+    }
+}
+
+/// Starts everything and returns once requests are served.
+/// # Errors
+/// `UpError`; nothing is left behind but the state folder.
+pub async fn start(config: &Config) -> Result<Running, UpError> {
+    prepare_state(&config.state)?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|source| UpError::Listen { listen: config.listen, source })?;
+    let addr = listener.local_addr().map_err(|source| UpError::Listen { listen: config.listen, source })?;
+    let path = config.state.join("mosaic.redb");
+    let store = Arc::new(EmbeddedStore::open(&path, EmbeddedOptions::default()).map_err(part("the embedded store"))?);
+    let lease = Arc::new(FileLease::new(&config.state, Some(store.clone())));
+    let epoch = match lease.acquire(Epoch(0)).await.map_err(part("the leader lease"))? {
+        Acquired::Leads(epoch) => epoch,
+        Acquired::Held { by } => return Err(UpError::Busy { path: config.state.clone(), by }),
+    };
+    let installation = store.installation().map_err(part("the embedded store"))?;
+    let parts = open_parts(config, installation).await?;
+    let audit = Arc::new(Audit::open(&config.state.join("audit"), "up", AuditOptions::default()).map_err(part("the audit log"))?);
+    let token = ensure_token(&config.state).map_err(|why| UpError::Part { part: "the HTTP server", why })?;
+    let store: Arc<dyn Store> = store;
+    let metrics = Arc::new(Metrics::default());
+
+    let wired = wire(config, &store, &parts, &audit, epoch);
+    let progress = wired.controller.progress();
+    let closing = CancellationToken::new();
+    let (ready_sender, ready) = watch::channel(false);
+    let state = server_state(config, &store, &parts, &wired, &token, addr, ready, metrics.clone(), &closing);
+    let background = vec![
+        tokio::spawn(orphans::run(wired.ctx.clone(), Memory::new(&config.state))),
+        tokio::spawn(forward_changes(parts.sandbox.changes(), wired.ctx.clone())),
+        tokio::spawn(resync(wired.ctx.clone(), config.resync)),
+        tokio::spawn(tell(wired.ctx.clone(), progress.clone(), ready_sender, metrics)),
+    ];
+    let stop = closing.clone();
+    let tasks = vec![
+        tokio::spawn(serve(state, listener, closing.clone().cancelled_owned())),
+        tokio::spawn(wired.controller.run(async move { stop.cancelled().await })),
+    ];
+    write_server_file(&config.state, addr)?;
+    let state = config.state.clone();
+    Ok(Running { addr, token, store, progress, notes: parts.notes, state, closing, tasks, background, lease, epoch })
+}
+
+fn prepare_state(path: &Path) -> Result<(), UpError> {
+    let refuse = |why: String| UpError::State { path: path.to_owned(), why };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| refuse(e.to_string()))?;
+    let mode = std::fs::metadata(path).map_err(|e| refuse(e.to_string()))?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(refuse(format!("others may look into it (mode {mode:o}); run: chmod 700 {}", path.display())));
+    }
+    Ok(())
+}
+
+/// Where the local client finds the server; gone after a clean end.
+fn write_server_file(state: &Path, addr: SocketAddr) -> Result<(), UpError> {
+    let path = state.join("server");
+    std::fs::write(&path, format!("http://{addr}\n")).map_err(|e| UpError::State { path, why: e.to_string() })
+}
+
+/// What looks and does.
+struct Parts {
+    sandbox: Arc<ProcessSandbox>,
+    workspaces: Arc<Workspaces>,
+    environment: std::collections::BTreeMap<String, String>,
+    notes: Vec<String>,
+}
+
+async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpError> {
+    let config = config.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let roots = tools::resolve(&config.tool_roots).map_err(part("the tool roots"))?;
+        let init = match &config.init {
+            Some(path) => path.clone(),
+            None => find_init().map_err(part("mosaic-init"))?,
+        };
+        let mut notes = tools::report(&roots);
+        let environment = tools::environment(&roots);
+        let process = ProcessConfig {
+            sandbox_uid: config.sandbox_uid,
+            tool_roots: roots,
+            lease: config.lease,
+            ..ProcessConfig::new(&config.state, installation, init)
+        };
+        let sandbox = Arc::new(ProcessSandbox::open(process).map_err(part("the process sandbox"))?);
+        let workspaces = Arc::new(Workspaces::open(workspace_config(&config)).map_err(part("the workspaces"))?);
+        notes.insert(0, format!("sandboxes: process; trees: {:?}", workspaces.tree_mode()).to_lowercase());
+        Ok(Parts { sandbox, workspaces, environment, notes })
+    });
+    opened.await.map_err(part("the sandboxes"))?
+}
+
+fn workspace_config(config: &Config) -> WorkspaceConfig {
+    WorkspaceConfig {
+        state: config.state.clone(),
+        sandbox_uid: config.sandbox_uid,
+        sandbox_gid: config.sandbox_uid,
+        local_repos: config.local_repos.clone(),
+        author_name: config.author_name.clone(),
+        author_email: config.author_email.clone(),
+        trusted_branches: Vec::new(),
+        tree_mode: TreeModeWish::Auto,
+        remote_timeout: config.remote_timeout,
+        limits: SnapshotLimits::default(),
+    }
+}
+
+/// Context and controller, connected.
+struct Wired {
+    ctx: Arc<Context>,
+    controller: Controller,
+}
+
+fn wire(config: &Config, store: &Arc<dyn Store>, parts: &Parts, audit: &Arc<Audit>, epoch: Epoch) -> Wired {
+    let (trigger, queue) = Trigger::new();
+    let ledger = Arc::new(Ledger::new(audit.clone()));
+    let wake = {
+        let trigger = trigger.clone();
+        Arc::new(move |key: Key| trigger.wake(key))
+    };
+    let ended = {
+        let (ledger, wake) = (ledger.clone(), wake.clone());
+        Arc::new(move |effect: &Effect, result: &Ended| {
+            ledger.outcome(effect, result.as_ref().map(|_| ()).map_err(|failure| failure.message.clone()));
+            wake(effect.key.clone());
+        })
+    };
+    let sandbox: Arc<dyn Sandbox> = parts.sandbox.clone();
+    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), parts.environment.clone(), Flights::new(ended));
+    let limits = FleetLimits { running_max: config.running_max, starting_max: config.starting_max };
+    let ctx = Arc::new(Context {
+        store: store.clone(),
+        world: Arc::new(world),
+        fleet: Mutex::new(Fleet::new(limits)),
+        epoch: Arc::new(move || Some(epoch)),
+        clock: Arc::new(now),
+        journal: ledger.journal(),
+        wake,
+        own_writes: Mutex::default(),
+    });
+    Wired { controller: Controller::new(ctx.clone(), trigger, queue), ctx }
+}
+
+/// The time, to the microsecond: records keep no more, and a status must equal itself after a round trip.
+fn now() -> Timestamp {
+    Timestamp::now().round(Unit::Microsecond).expect("the present is far from the ends of time")
+}
+
+/// A sandbox that started or ended wakes its agent.
+async fn forward_changes(mut changes: broadcast::Receiver<Uid>, ctx: Arc<Context>) {
+    loop {
+        match changes.recv().await {
+            Ok(uid) => ctx.wake_all([uid]),
+            // Some were missed: look at everybody.
+            Err(broadcast::error::RecvError::Lagged(_)) => wake_everybody(&ctx).await,
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Everybody is looked at now and then even if nothing seems to have happened.
+async fn resync(ctx: Arc<Context>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        wake_everybody(&ctx).await;
+    }
+}
+
+async fn wake_everybody(ctx: &Context) {
+    match ctx.store.list(Kind::Agent).await {
+        Ok((records, _)) => records.iter().for_each(|record| (ctx.wake)(record.key())),
+        Err(error) => tracing::warn!(%error, "could not list the agents"),
+    }
+}
+
+/// Tells readiness and the gauges of the fleet.
+async fn tell(ctx: Arc<Context>, progress: Progress, ready: watch::Sender<bool>, metrics: Arc<Metrics>) {
+    let passes = Arc::new(AtomicU64::new(0));
+    let counter = prometheus_client::metrics::counter::Counter::<u64>::default();
+    metrics.register(|registry| registry.register("mosaic_reconcile", "Passes over records", counter.clone()));
+    loop {
+        ready.send_if_modified(|ready| std::mem::replace(ready, progress.is_synced()) != *ready);
+        let done = progress.passes();
+        counter.inc_by(done - passes.swap(done, Ordering::Relaxed));
+        let counts = ctx.fleet().counts();
+        metrics.set_agents("pending", counts.pending);
+        metrics.set_agents("spawning", counts.starting);
+        metrics.set_agents("running", counts.running);
+        metrics.set_agents("completed", counts.completed);
+        metrics.set_agents("failed", counts.failed);
+        tokio::time::sleep(TELL_INTERVAL).await;
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "everything the routes need, gathered in one place")]
+fn server_state(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    parts: &Parts,
+    wired: &Wired,
+    token: &Secret,
+    addr: SocketAddr,
+    ready: watch::Receiver<bool>,
+    metrics: Arc<Metrics>,
+    closing: &CancellationToken,
+) -> ServerState {
+    let (lister, reader) = (config.state.clone(), config.state.clone());
+    let ctx = wired.ctx.clone();
+    let queue = move || {
+        let queue: Vec<Uid> = ctx.fleet().queue(crate::server::queue::POSITIONS_MAX).map(|member| member.uid.clone()).collect();
+        async move { queue }.boxed()
+    };
+    ServerState {
+        store: store.clone(),
+        door: Arc::new(Door::new(token, addr.port())),
+        default_namespace: config.default_namespace.clone(),
+        diff: diff_source(parts.workspaces.clone()),
+        admission: courtesy_check(parts.workspaces.clone()),
+        queue: Arc::new(queue),
+        log_list: Arc::new(move |uid| Ok(crate::sandbox::logs::list(&lister, uid)?.into_iter().map(|log| log.run).collect())),
+        log_read: Arc::new(move |run, from, bytes_max| {
+            let chunk = crate::sandbox::logs::read(&reader, run, from, bytes_max)?;
+            Ok(LogPiece { bytes: chunk.bytes, next: chunk.next, dropped: chunk.dropped, ended: chunk.ended })
+        }),
+        metrics,
+        ready,
+        started: Instant::now(),
+        closing: closing.clone(),
+        follows: Arc::new(tokio::sync::Semaphore::new(crate::server::FOLLOWS_MAX)),
+    }
+}
+
+/// Longest diff that is shown, in bytes.
+const DIFF_BYTES_MAX: usize = 1024 * 1024;
+
+/// The change of an agent: from the base to the commit that is gated, as far as there is one.
+fn diff_source(workspaces: Arc<Workspaces>) -> crate::server::DiffSource {
+    Arc::new(move |record: Record| {
+        let workspaces = workspaces.clone();
+        async move {
+            let agent = crate::api::validate::validate(&record).map_err(|errors| errors.join("; "))?;
+            let joined = tokio::task::spawn_blocking(move || diff(&workspaces, &agent)).await;
+            joined.map_err(|error| format!("the diff broke: {error}"))?
+        }
+        .boxed()
+    })
+}
+
+fn diff(workspaces: &Workspaces, agent: &ValidAgent) -> Result<Option<String>, String> {
+    let workspace = agent.status.workspace.clone().unwrap_or_default();
+    let commit = |sha: Option<String>| sha.and_then(|sha| crate::api::names::CommitId::new(sha).ok());
+    let to = commit(workspace.head_sha).or_else(|| commit(workspace.candidate_sha));
+    let (Some(to), Some(from)) = (to, commit(workspace.head_base_sha).or_else(|| commit(workspace.base_sha))) else { return Ok(None) };
+    workspaces.diff(&agent.namespace, &agent.repository, &from, &to, DIFF_BYTES_MAX).map(Some).map_err(|error| error.chain())
+}
+
+/// What admission will say, before the record exists: the same code and the same words.
+fn courtesy_check(workspaces: Arc<Workspaces>) -> crate::server::CourtesyCheck {
+    Arc::new(move |agent: ValidAgent| {
+        let workspaces = workspaces.clone();
+        async move {
+            let refusal = |reason: &str, message: String| Err(Refusal { reason: reason.to_owned(), message });
+            if let Some(text) = crate::plan::lifecycle::not_built(&agent) {
+                return refusal(crate::api::condition::reason::NOT_SUPPORTED, text);
+            }
+            let joined = tokio::task::spawn_blocking(move || resolve(&workspaces, &agent)).await;
+            match joined {
+                Ok(Err(failure)) if failure.class == crate::plan::observed::FailureClass::Invalid => refusal(&failure.reason, failure.message),
+                // What the infrastructure failed to tell now, admission will.
+                Ok(_) | Err(_) => Ok(()),
+            }
+        }
+        .boxed()
+    })
+}

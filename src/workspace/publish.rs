@@ -1,0 +1,74 @@
+//! Publish: look at the remote, push with a lease on the old value, read the ref back. What counts is what the remote then has.
+//!
+//! Doing it again after a crash or a lost reply finds the ref at its value and pushes nothing. A failure that leaves open what happened
+//! is answered by another look, never by another push.
+
+use super::Workspaces;
+use super::address::{self, Remote};
+use super::error::WorkspaceError;
+use super::remote::RemoteRefs;
+use super::repository::{Pair, oid};
+use super::types::PushSpec;
+use crate::plan::observed::Pushed;
+
+/// Ref of the work repository that remembers what an agent delivered.
+pub(super) fn pushed_ref(uid: &crate::api::names::Uid) -> String {
+    format!("refs/pushed/{uid}")
+}
+
+/// See [`Workspaces::push`].
+pub(super) fn push(workspaces: &Workspaces, spec: &PushSpec) -> Result<Pushed, WorkspaceError> {
+    let remote = address::parse(&workspaces.allowed, &spec.repository)?;
+    let pair = Pair::of(workspaces, &spec.namespace, &spec.repository);
+    let expected_old = if spec.target == spec.base_branch { Some(&spec.base) } else { spec.expected_old.as_ref() };
+    let before = look(workspaces, &remote, spec)?;
+    let present = before.branches.get(&spec.target);
+    if present == Some(&spec.head) {
+        return verified(&pair, spec);
+    }
+    match before.branches.get(&spec.base_branch) {
+        Some(tip) if *tip == spec.base => {}
+        Some(tip) => return Ok(Pushed::BaseMoved(tip.clone())),
+        None => {
+            let advice = "it was there before; push it again, or delete this agent".to_owned();
+            return Err(WorkspaceError::BranchNotFound { repository: spec.repository.clone(), branch: spec.base_branch.clone(), advice });
+        }
+    }
+    if present != expected_old {
+        return Ok(Pushed::RefTaken(present.cloned()));
+    }
+    pair.commit(&pair.open_work()?, &spec.head)?;
+    let reply = workspaces.git.push(&pair.work, &remote, &spec.head, &spec.target, expected_old);
+    let after = look(workspaces, &remote, spec)?;
+    let present = after.branches.get(&spec.target);
+    if present == Some(&spec.head) {
+        return verified(&pair, spec);
+    }
+    if present != expected_old {
+        return Ok(Pushed::RefTaken(present.cloned()));
+    }
+    match reply {
+        Ok(reply) if reply.refused => Ok(Pushed::Rejected(advised(reply.words))),
+        Ok(reply) => Err(WorkspaceError::Remote { what: "push to", repository: spec.repository.clone(), words: reply.words }),
+        Err(error) => Err(error),
+    }
+}
+
+fn look(workspaces: &Workspaces, remote: &Remote, spec: &PushSpec) -> Result<RemoteRefs, WorkspaceError> {
+    workspaces.git.look(remote, Some(&[&spec.base_branch, &spec.target]))
+}
+
+/// Remembers what was delivered, so that it is never taken for unpushed work.
+fn verified(pair: &Pair, spec: &PushSpec) -> Result<Pushed, WorkspaceError> {
+    let opened = pair.open_work()?;
+    let name = pushed_ref(&spec.uid);
+    opened.reference(&name, oid(&spec.head), true, "pushed").map_err(pair.git("remember a push"))?;
+    Ok(Pushed::Verified(spec.head.clone()))
+}
+
+fn advised(words: String) -> String {
+    if words.contains("branch is currently checked out") {
+        return format!("{words}\nthat branch is checked out in the remote: use another target branch, or a bare repository as the remote");
+    }
+    words
+}

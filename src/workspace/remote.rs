@@ -1,0 +1,310 @@
+//! The ONE place that runs the `git` program: look at a remote, fetch from it, push to it. Nothing else needs it.
+//!
+//! The program works in our own repositories only: explicit `--git-dir`, an empty environment, no system or user configuration, no
+//! hooks of ours, one allowed protocol, the literal address, no tags, no submodules, no prompts. Everything it prints is capped, and
+//! its whole process group is killed at its deadline. The remote's own hooks and configuration do count: that is the remote's right.
+//!
+//! A local remote may belong to another user than the controller; git then refuses to serve it unless `safe.directory` names it, and
+//! heeds that only in a file. So there is one file of ours with just that line; the operator's `--local-repos` is what really decides.
+
+use super::address::Remote;
+use super::error::{WorkspaceError, io};
+use crate::api::names::{Branch, CommitId};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Most bytes taken of what `git` prints: about 100,000 refs.
+const OUTPUT_BYTES_MAX: usize = 8 << 20;
+/// Most bytes of its words that go into a message.
+const WORDS_BYTES_MAX: usize = 4096;
+/// Oldest `git` that knows every option used here (`GIT_CONFIG_GLOBAL`).
+const VERSION_MIN: (u32, u32) = (2, 32);
+/// Longest time for `git --version`.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What git calls an error in old histories, but is harmless and found in well-known repositories.
+const FSCK_TOLERATED: &[&str] =
+    &["zeroPaddedFilemode", "missingSpaceBeforeDate", "missingSpaceBeforeEmail", "missingNameBeforeEmail", "badTimezone", "missingEmail"];
+
+/// The `git` program and how it is run.
+#[derive(Debug)]
+pub(super) struct Git {
+    program: PathBuf,
+    path: OsString,
+    configuration: PathBuf,
+    timeout: Duration,
+}
+
+/// What a remote has.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RemoteRefs {
+    /// The branch that HEAD names, if it exists.
+    pub(super) default: Option<Branch>,
+    /// Branches that were asked for.
+    pub(super) branches: BTreeMap<Branch, CommitId>,
+}
+
+/// How a push ended, as `git` tells it; what counts is the look afterwards.
+#[derive(Debug, Clone)]
+pub(super) struct PushReply {
+    /// The remote itself said no (hook, protected or checked-out branch).
+    pub(super) refused: bool,
+    /// Its words.
+    pub(super) words: String,
+}
+
+struct Finished {
+    succeeded: bool,
+    stdout: String,
+    stderr: String,
+}
+
+impl Git {
+    /// Finds the program and checks its version.
+    pub(super) fn find(folder: &Path, timeout: Duration) -> Result<Self, WorkspaceError> {
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        let program = std::env::split_paths(&path).map(|part| part.join("git")).find(|file| file.is_file()).ok_or_else(|| {
+            WorkspaceError::Unusable("the `git` program was not found: install git 2.32 or newer (Debian: apt install git)".to_owned())
+        })?;
+        let configuration = folder.join("git.config");
+        std::fs::write(&configuration, "[safe]\n\tdirectory = *\n").map_err(io("write", &configuration))?;
+        let git = Self { program, path, configuration, timeout };
+        let remote = Remote { url: String::new(), protocol: "file", given: "git --version".to_owned() };
+        let told = git.run("ask", &remote, None, &["--version".into()], VERSION_TIMEOUT)?;
+        if version(&told.stdout).is_none_or(|version| version < VERSION_MIN) {
+            let text = format!("{} is {:?}: install git 2.32 or newer", git.program.display(), told.stdout.trim());
+            return Err(WorkspaceError::Unusable(text));
+        }
+        Ok(git)
+    }
+
+    /// Looks at the remote: its default branch, and those of `branches` that exist (`None`: all).
+    pub(super) fn look(&self, remote: &Remote, branches: Option<&[&Branch]>) -> Result<RemoteRefs, WorkspaceError> {
+        let mut arguments: Vec<OsString> = vec!["ls-remote".into(), "--symref".into(), "--end-of-options".into()];
+        arguments.push(remote.url.clone().into());
+        arguments.push("HEAD".into());
+        match branches {
+            Some(branches) => arguments.extend(branches.iter().map(|branch| branch.full_ref().into())),
+            None => arguments.push("refs/heads/*".into()),
+        }
+        let told = self.run("look at", remote, None, &arguments, self.timeout)?;
+        if !told.succeeded {
+            return Err(failed("look at", remote, &told));
+        }
+        read_refs(remote, &told.stdout)
+    }
+
+    /// Fetches all branches into `refs/remotes/origin/` of the base repository.
+    pub(super) fn fetch(&self, base: &Path, remote: &Remote) -> Result<(), WorkspaceError> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        for tolerated in FSCK_TOLERATED {
+            arguments.extend(["-c".into(), format!("fetch.fsck.{tolerated}=warn").into()]);
+        }
+        let options =
+            ["fetch", "--quiet", "--no-tags", "--prune", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"];
+        arguments.extend(options.into_iter().map(OsString::from));
+        arguments.extend(["--end-of-options".into(), remote.url.clone().into(), "+refs/heads/*:refs/remotes/origin/*".into()]);
+        let told = self.run("fetch from", remote, Some(base), &arguments, self.timeout)?;
+        if told.succeeded { Ok(()) } else { Err(failed("fetch from", remote, &told)) }
+    }
+
+    /// Pushes one commit to one ref, if that still has its old value.
+    pub(super) fn push(
+        &self,
+        work: &Path,
+        remote: &Remote,
+        head: &CommitId,
+        target: &Branch,
+        expected_old: Option<&CommitId>,
+    ) -> Result<PushReply, WorkspaceError> {
+        let name = target.full_ref();
+        let lease = format!("--force-with-lease={name}:{}", expected_old.map_or("", CommitId::as_str));
+        let options = ["push", "--porcelain", "--atomic", "--no-verify", "--no-follow-tags", "--no-signed", "--recurse-submodules=no"];
+        let mut arguments: Vec<OsString> = options.into_iter().map(OsString::from).collect();
+        arguments.extend([lease.into(), "--end-of-options".into(), remote.url.clone().into(), format!("{head}:{name}").into()]);
+        let told = self.run("push to", remote, Some(work), &arguments, self.timeout)?;
+        let refused = told.stdout.lines().any(|line| line.starts_with('!') && line.contains("[remote rejected]"));
+        let status = told.stdout.lines().filter(|line| line.starts_with('!')).filter_map(|line| line.split('\t').nth(2));
+        let said = told.stderr.lines().filter_map(|line| line.strip_prefix("remote: ")).map(str::trim_end);
+        let mut words: Vec<&str> = if refused { said.chain(status).collect() } else { told.stderr.lines().collect() };
+        words.retain(|line| !line.is_empty());
+        Ok(PushReply { refused, words: capped(&words.join("\n")) })
+    }
+
+    fn command(&self, remote: &Remote, git_dir: Option<&Path>, arguments: &[OsString]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env_clear().current_dir("/").process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env("PATH", &self.path).env("HOME", "/nonexistent").env("XDG_CONFIG_HOME", "/nonexistent").env("LC_ALL", "C");
+        command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", &self.configuration).env("GIT_ATTR_NOSYSTEM", "1");
+        command.env("GIT_TERMINAL_PROMPT", "0").env("GIT_ASKPASS", "/bin/false").env("SSH_ASKPASS", "/bin/false");
+        command.env("GIT_PROTOCOL_FROM_USER", "0").env("GIT_NO_REPLACE_OBJECTS", "1").env("GIT_OPTIONAL_LOCKS", "0");
+        command.env("GIT_CEILING_DIRECTORIES", "/").env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes");
+        let settings = [
+            "protocol.allow=never",
+            "core.hooksPath=/dev/null",
+            "core.fsmonitor=false",
+            "core.askPass=/bin/false",
+            "gc.auto=0",
+            "maintenance.auto=0",
+            "credential.helper=",
+            "transfer.fsckObjects=true",
+            "fetch.fsckObjects=true",
+            "push.followTags=false",
+            "submodule.recurse=false",
+            "http.followRedirects=false",
+            "core.pager=cat",
+        ];
+        command.arg("--no-pager");
+        if let Some(git_dir) = git_dir {
+            let mut option = OsString::from("--git-dir=");
+            option.push(git_dir);
+            command.arg(option);
+        }
+        for setting in settings {
+            command.args(["-c", setting]);
+        }
+        command.arg("-c").arg(format!("protocol.{}.allow=always", remote.protocol));
+        command.args(arguments);
+        command
+    }
+
+    fn run(
+        &self,
+        what: &'static str,
+        remote: &Remote,
+        git_dir: Option<&Path>,
+        arguments: &[OsString],
+        limit: Duration,
+    ) -> Result<Finished, WorkspaceError> {
+        let mut child = self.command(remote, git_dir, arguments).spawn().map_err(io("run", &self.program))?;
+        let waited = wait(&mut child, Instant::now() + limit);
+        if !matches!(waited, Ok(Some(_))) {
+            // Not reaped yet, so the group still is the one that we made.
+            kill_process_group(Pid::from_child(&child), Signal::KILL).ok();
+            child.wait().ok();
+        }
+        match waited.map_err(io("follow", &self.program))? {
+            None => Err(WorkspaceError::RemoteTimeout { what, repository: remote.given.clone(), limit }),
+            Some((stdout, stderr)) => {
+                let status = child.wait().map_err(io("wait for", &self.program))?;
+                let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+                Ok(Finished { succeeded: status.success(), stdout: text(stdout), stderr: text(stderr) })
+            }
+        }
+    }
+}
+
+/// Reads both outputs until the program has ended; `None`: the deadline came first. Does not wait for the end of the outputs, as a
+/// daemon that a hook of the remote started may hold them open for ever.
+fn wait(child: &mut Child, deadline: Instant) -> std::io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let mut outputs = Vec::new();
+    for pipe in [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)] {
+        let pipe = pipe.expect("both outputs are pipes");
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        outputs.push((Some(File::from(pipe)), Vec::new()));
+    }
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        let mut watched = vec![PollFd::new(&pidfd, PollFlags::IN)];
+        watched.extend(outputs.iter().filter_map(|(pipe, _)| pipe.as_ref()).map(|pipe| PollFd::new(pipe, PollFlags::IN)));
+        let timeout = Timespec::try_from(left).map_err(|_| std::io::Error::other("deadline out of range"))?;
+        match poll(&mut watched, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ended = !watched[0].revents().is_empty();
+        for (pipe, bytes) in &mut outputs {
+            drain(pipe, bytes)?;
+        }
+        if ended {
+            let mut texts = outputs.into_iter().map(|(_, bytes)| bytes);
+            return Ok(Some((texts.next().unwrap_or_default(), texts.next().unwrap_or_default())));
+        }
+    }
+}
+
+/// Takes what is there; keeps the first `OUTPUT_BYTES_MAX` and drops the rest.
+fn drain(pipe: &mut Option<File>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut chunk = [0_u8; 16 << 10];
+    while let Some(file) = pipe {
+        match file.read(&mut chunk) {
+            Ok(0) => *pipe = None,
+            Ok(count) => {
+                let room = OUTPUT_BYTES_MAX.saturating_sub(bytes.len());
+                bytes.extend_from_slice(&chunk[..count.min(room)]);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// `git version 2.39.5 (…)` -> (2, 39).
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.trim().strip_prefix("git version ")?.split(['.', ' ']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn read_refs(remote: &Remote, text: &str) -> Result<RemoteRefs, WorkspaceError> {
+    let failed = |words: String| WorkspaceError::Remote { what: "look at", repository: remote.given.clone(), words };
+    if text.len() >= OUTPUT_BYTES_MAX {
+        return Err(failed(format!("it lists more than {OUTPUT_BYTES_MAX} bytes of refs")));
+    }
+    let mut refs = RemoteRefs::default();
+    let mut head = None;
+    for line in text.lines() {
+        let (value, name) = line.split_once('\t').ok_or_else(|| failed(format!("unexpected line {line:?}")))?;
+        if let Some(target) = value.strip_prefix("ref: refs/heads/") {
+            if name == "HEAD" {
+                head = Branch::new(target).ok();
+            }
+        } else if let Some(name) = name.strip_prefix("refs/heads/") {
+            if value.len() == 64 {
+                return Err(WorkspaceError::BadAddress {
+                    repository: remote.given.clone(),
+                    why: "it names its objects by SHA-256, which is not supported; use a repository with SHA-1 names".to_owned(),
+                });
+            }
+            // A branch whose name we would never accept is nobody's base or target.
+            if let (Ok(branch), Ok(commit)) = (Branch::new(name), CommitId::new(value)) {
+                refs.branches.insert(branch, commit);
+            }
+        } else if name == "HEAD" && head.is_some() {
+            refs.default = head.take();
+        }
+    }
+    Ok(refs)
+}
+
+fn failed(what: &'static str, remote: &Remote, told: &Finished) -> WorkspaceError {
+    let words: Vec<_> = told.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    WorkspaceError::Remote { what, repository: remote.given.clone(), words: capped(&words.join("; ")) }
+}
+
+/// Without control characters except line ends, at most `WORDS_BYTES_MAX`.
+fn capped(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars().filter(|c| *c == '\n' || !c.is_control()) {
+        if out.len() + c.len_utf8() > WORDS_BYTES_MAX {
+            break;
+        }
+        out.push(c);
+    }
+    out
+}

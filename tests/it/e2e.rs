@@ -1,0 +1,8 @@
+//! The main job end to end, by the built program: declare an agent over HTTP, look at the remote with git, at the process table, at the
+//! mounts and at the state folder. Nothing here reads our own log.
+
+mod concurrency;
+mod crash;
+mod harness;
+mod mistakes;
+mod rounds;

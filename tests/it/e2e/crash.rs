@@ -1,0 +1,165 @@
+//! The controller is killed at any instant, stays away, comes back. What counts is what is seen outside afterwards.
+
+use super::harness::{Mosaic, Remote, condition, gates, sandbox_pids, task};
+use std::time::{Duration, Instant};
+
+/// Kills of the controller in `controller_killed_at_random_instants…`; fewer for a quick look.
+fn kills_wanted() -> usize {
+    std::env::var("MOSAIC_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
+}
+
+/// Small and seeded, so that a failure can be run again: xorshift.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+#[test]
+fn controller_killed_at_random_instants_with_five_agents_in_flight_converges() {
+    let seed = std::env::var("MOSAIC_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(20_261_122);
+    let mut random = Random(seed);
+    let mut mosaic = Mosaic::start(&["--running-max", "5", "--starting-max", "5"]);
+    let gate_file = gates("sleep 0.1; ls file-*.txt", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
+    let mut kills = 0;
+    let mut wave = 0;
+    let mut delivered = 0;
+    while kills < kills_wanted() {
+        let uids: Vec<String> = (0..5)
+            .map(|n| {
+                let script = format!("for i in 1 2 3 4 5 6; do echo $i; sleep 0.1; done; echo {wave} > file-{wave}-{n}.txt");
+                mosaic.spawn(&task(&remote, &format!("wave-{wave}-{n}"), &script))
+            })
+            .collect();
+        for _ in 0..8 {
+            // From right after the ready answer to well into gates and pushes.
+            std::thread::sleep(Duration::from_millis(random.below(900)));
+            mosaic.sigkill();
+            kills += 1;
+            mosaic.up();
+        }
+        for (n, uid) in uids.iter().enumerate() {
+            let object = mosaic.wait_completed(uid);
+            let push = &object["status"]["push"];
+            assert_eq!(remote.refs().get(push["ref"].as_str().unwrap()).map(String::as_str), push["sha"].as_str(), "seed {seed}: {object:#}");
+            let changed = remote.git(&["diff", "--name-only", "main", push["ref"].as_str().unwrap()]);
+            assert_eq!(changed.trim(), format!("file-{wave}-{n}.txt"), "seed {seed}");
+            delivered += 1;
+        }
+        assert_eq!(remote.agent_refs().len(), delivered, "one ref each, none doubled, seed {seed}");
+        mosaic.assert_nothing_left();
+        wave += 1;
+    }
+    println!("{kills} kills of the controller, {delivered} agents delivered once each (seed {seed})");
+}
+
+#[test]
+fn restart_shorter_than_the_lease_kills_no_healthy_agent() {
+    let mut mosaic = Mosaic::start(&["--lease", "10s"]);
+    let gate_file = gates("true", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
+    let uid = mosaic.spawn(&task(&remote, "survivor", "echo start; sleep 4; echo $$ > file.txt"));
+    mosaic.wait(&uid, "the agent to run", |object| condition(object, "SandboxReady") == "True");
+    let before = sandbox_pids(&mosaic.state());
+    assert_eq!(before.len(), 1);
+    mosaic.sigkill();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(sandbox_pids(&mosaic.state()), before, "the agent lives on without a controller");
+    mosaic.up();
+    assert_eq!(sandbox_pids(&mosaic.state()), before, "the same process was adopted");
+    let object = mosaic.wait_completed(&uid);
+    assert_eq!(object["status"]["attempt"], 1, "{object:#}");
+    // A clean end leaves sandboxes running as well.
+    let second = mosaic.spawn(&task(&remote, "second", "echo start; sleep 3; echo x > second.txt"));
+    mosaic.wait(&second, "the agent to run", |object| condition(object, "SandboxReady") == "True");
+    let before = sandbox_pids(&mosaic.state());
+    mosaic.sigterm();
+    assert_eq!(sandbox_pids(&mosaic.state()), before);
+    mosaic.up();
+    assert_eq!(mosaic.wait_completed(&second)["status"]["attempt"], 1);
+    mosaic.assert_nothing_left();
+}
+
+#[test]
+fn controller_that_stays_away_has_all_agents_dead_within_the_lease() {
+    let lease = Duration::from_secs(5);
+    let mut mosaic = Mosaic::start(&["--lease", "5s"]);
+    let gate_file = gates("true", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
+    let script = "trap '' TERM INT HUP; (setsid sleep 600 &) ; while :; do sleep 1; done";
+    let uids: Vec<String> = (0..3).map(|n| mosaic.spawn(&task(&remote, &format!("forever-{n}"), script))).collect();
+    for uid in &uids {
+        mosaic.wait(uid, "the agent to run", |object| condition(object, "SandboxReady") == "True");
+    }
+    assert_eq!(sandbox_pids(&mosaic.state()).len(), 3);
+    mosaic.sigkill();
+    let started = Instant::now();
+    while !sandbox_pids(&mosaic.state()).is_empty() {
+        assert!(started.elapsed() < lease + Duration::from_secs(5), "an agent outlived its lease");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    mosaic.up();
+    for uid in &uids {
+        let (status, answer) = mosaic.call("POST", &format!("/agents/{uid}/kill"), None);
+        assert!(status == 200 || status == 202, "{status}: {answer}");
+    }
+    mosaic.assert_nothing_left();
+}
+
+#[test]
+fn killed_agent_is_gone_within_seconds_and_stays_killed_over_a_restart() {
+    let mut mosaic = Mosaic::start(&[]);
+    let gate_file = gates("true", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
+    let script = "trap '' TERM INT HUP; echo work > unpushed.txt; (setsid sh -c 'while :; do sleep 1; done' &) ; while :; do sleep 1; done";
+    let uid = mosaic.spawn(&task(&remote, "victim", script));
+    mosaic.wait(&uid, "the agent to run", |object| condition(object, "SandboxReady") == "True");
+    let (status, answer) = mosaic.call("POST", &format!("/agents/{uid}/kill"), None);
+    assert_eq!(status, 200, "{answer}\n{}", mosaic.log());
+    assert_eq!(answer["verified"], true, "{answer}");
+    assert!(sandbox_pids(&mosaic.state()).is_empty());
+    mosaic.assert_nothing_left();
+    let killed = |mosaic: &Mosaic| {
+        let (status, answer) = mosaic.call("GET", &format!("/agents/{uid}"), None);
+        assert_eq!((status, answer["state"].as_str()), (200, Some("killed")), "{answer}");
+    };
+    killed(&mosaic);
+    mosaic.sigkill();
+    mosaic.up();
+    killed(&mosaic);
+    // The same request again gives the same, killed agent, and nothing starts.
+    let (status, answer) = mosaic.call("POST", "/agents/spawn", Some(&task(&remote, "victim", script)));
+    assert_eq!((status, answer["agentId"].as_str()), (200, Some(uid.as_str())), "{answer}");
+    mosaic.assert_nothing_left();
+    assert!(remote.agent_refs().is_empty());
+}
+
+#[test]
+fn kill_all_ends_every_agent_and_nothing_starts_while_held() {
+    let mosaic = Mosaic::start(&["--running-max", "3"]);
+    let gate_file = gates("true", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
+    let uids: Vec<String> = (0..5).map(|n| mosaic.spawn(&task(&remote, &format!("t-{n}"), "while :; do sleep 1; done"))).collect();
+    let started = Instant::now();
+    while sandbox_pids(&mosaic.state()).len() < 3 {
+        assert!(started.elapsed() < super::harness::PATIENCE, "three run: {}", mosaic.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (status, answer) = mosaic.call("POST", "/agents/kill-all", Some(&serde_json::json!({"reason": "drill", "hold": true})));
+    assert!(status == 200 || status == 202, "{status}: {answer}");
+    mosaic.assert_nothing_left();
+    for uid in &uids {
+        let (_, answer) = mosaic.call("GET", &format!("/agents/{uid}"), None);
+        assert_eq!(answer["state"], "killed", "{answer}");
+    }
+    let late = mosaic.spawn(&task(&remote, "late", "echo x > x.txt"));
+    let object = mosaic.wait_ended(&late);
+    assert_eq!(object["status"]["phase"], "Killed", "a held halt kills what is declared under it: {object:#}");
+    assert!(remote.agent_refs().is_empty());
+}

@@ -1,0 +1,9 @@
+//! Workspaces on real repositories, made and looked at by the `git` program.
+
+mod address;
+mod fixture;
+mod integrate;
+mod push;
+mod rescue;
+mod snapshot;
+mod trees;

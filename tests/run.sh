@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Runs all tests of all binaries and ends with one line: `N passed, N failed, N skipped`.
+#
+# A test that cannot run because something is absent says `SKIPPED <test>: <what>` and is counted as skipped, not as passed.
+# With MOSAIC_TEST_NO_SKIP=1 such a test fails. Arguments go to `cargo test`.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+CARGO_TERM_COLOR=never cargo test --locked --no-fail-fast "$@" 2>&1 | tee "$log"
+status=${PIPESTATUS[0]}
+
+# Adds up one column ("passed", "failed", "ignored") of all `test result:` lines.
+total() {
+    grep -aoE '^test result: .*' "$log" | grep -oE "[0-9]+ $1" | awk '{ sum += $1 } END { print sum + 0 }'
+}
+passed=$(total passed)
+failed=$(total failed)
+absent=$(grep -aoE 'SKIPPED [^ ]+: ' "$log" | sort -u | wc -l)
+
+if [ "$absent" -gt 0 ]; then
+    printf '\nNot run:\n'
+    grep -aoE 'SKIPPED [^ ]+: .*' "$log" | sort -u | sed 's/^/  /'
+fi
+if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
+    # A test binary that did not build or died prints no result; zero failures would be a lie.
+    printf '\nThe test run itself failed, see above.\n'
+    failed=1
+fi
+printf '\n%d passed, %d failed, %d skipped\n' "$((passed - absent))" "$failed" "$(($(total ignored) + absent))"
+exit "$status"
