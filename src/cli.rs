@@ -27,7 +27,12 @@ use std::process::ExitCode;
 
 /// Runs AI coding agents the way Kubernetes runs pods: declare an agent for a git repository, get a verified push.
 #[derive(Parser, Debug)]
-#[command(name = "mosaic", version, max_term_width = 120, after_help = "Begin with `mosaic demo`; then `mosaic up` and `mosaic spawn --help`.")]
+#[command(
+    name = "mosaic",
+    version,
+    max_term_width = 120,
+    after_help = "Begin with `mosaic demo`; then `mosaic up` and `mosaic spawn --help`."
+)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -48,7 +53,15 @@ struct Global {
     #[arg(long, global = true, env = "MOSAIC_STATE", value_name = "FOLDER", help_heading = "Global options")]
     state: Option<PathBuf>,
     /// Namespace
-    #[arg(short, long, global = true, env = "MOSAIC_NAMESPACE", default_value = "default", value_name = "NAME", help_heading = "Global options")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "MOSAIC_NAMESPACE",
+        default_value = "default",
+        value_name = "NAME",
+        help_heading = "Global options"
+    )]
     namespace: String,
     /// What to log, such as `info`, `warn` or `mosaic=debug` [default: info for `up`, else warn]
     #[arg(long, global = true, env = "MOSAIC_LOG", value_name = "FILTER", help_heading = "Global options")]

@@ -60,7 +60,9 @@ impl ClientError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Refused(problem) => problem.hint.clone(),
-            Self::Unreachable { .. } => Some("is a server running? `mosaic up` starts one; --server or MOSAIC_SERVER name another".to_owned()),
+            Self::Unreachable { .. } => {
+                Some("is a server running? `mosaic up` starts one; --server or MOSAIC_SERVER name another".to_owned())
+            }
             Self::Setup(_) | Self::Strange { .. } => None,
         }
     }
@@ -328,15 +330,6 @@ fn lines(response: Response, server: String) -> impl Stream<Item = ClientResult<
     let codec = tokio_util::codec::LinesCodec::new_with_max_length(LINE_BYTES_MAX);
     tokio_util::codec::FramedRead::new(reader, codec)
         .map(move |line| line.map_err(|e| ClientError::Unreachable { server: server.clone(), why: e.to_string() }))
-}
-
-/// Writes down where the server of a state folder listens, for the clients on this machine.
-/// # Errors
-/// The file cannot be written.
-pub fn write_server(state: &Path, address: std::net::SocketAddr) -> std::io::Result<()> {
-    let draft = state.join(format!("{SERVER_FILE}.{}", std::process::id()));
-    std::fs::write(&draft, format!("http://{address}\n"))?;
-    std::fs::rename(&draft, state.join(SERVER_FILE))
 }
 
 fn read_server(state: &Path) -> ClientResult<String> {

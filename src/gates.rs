@@ -1,7 +1,7 @@
 //! Gates: what must pass before a commit may be pushed, and what a finished gate run says.
 //!
 //! Flow: profile and `required` -> wanted names; the gates file of the *trusted* branch, or else what that branch is -> defined gates;
-//! both -> the set that must pass, each gate after those that it needs. Later `verdict_of` turns the end of a gate's run into a verdict.
+//! both -> the set that must pass, each gate after those that it needs. What the end of a gate's run says is `plan::gates::judge`'s.
 //! An agent never writes the trusted branch, so it cannot choose its own judges.
 //!
 //! Pure: the trusted tree is read through a function that the caller gives; nothing here touches a disk, a clock or a process. It does
@@ -12,13 +12,10 @@
 mod detect;
 mod file;
 mod select;
-mod verdict;
 
 use crate::api::agent::{GateDefinition, GateProfile};
 use crate::api::condition::reason;
 use crate::api::names::GateName;
-
-pub use verdict::{EVIDENCE_BYTES_MAX, EVIDENCE_OF_PASS_BYTES_MAX, verdict_of};
 
 /// Where a repository defines its gates; read from the trusted branch only.
 pub const GATES_FILE: &str = ".mosaic/gates.toml";

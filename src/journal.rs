@@ -5,10 +5,10 @@
 
 use crate::api::agent::AgentStatus;
 use crate::api::condition;
+use crate::api::names::Uid;
 use crate::audit::{Audit, AuditError, Draft, Outcome};
 use crate::controller::reconcile::{Journal, Transition};
 use crate::plan::action::{Action, Effect};
-use crate::api::names::Uid;
 use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -7,6 +7,8 @@
 //! Flow: absorb outcomes of earlier effects into facts (`absorb`) -> decide (`lifecycle`, or `teardown` once deleted, killed or halted)
 //! -> sum up for people (`status`). What the plan deliberately does not do: look, wait, or trust that an earlier plan was carried out.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod absorb;
 pub mod action;
 pub mod fleet;

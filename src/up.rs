@@ -14,6 +14,7 @@ use crate::controller::trigger::Trigger;
 use crate::controller::{Controller, Progress};
 use crate::effect::flight::{Ended, Flights};
 use crate::effect::real::{RealWorld, resolve};
+use crate::journal::Ledger;
 use crate::plan::action::Effect;
 use crate::plan::fleet::{Fleet, FleetLimits};
 use crate::sandbox::Sandbox;
@@ -24,9 +25,8 @@ use crate::store::embedded::{EmbeddedOptions, EmbeddedStore};
 use crate::store::lease::{Acquired, FileLease, Lease};
 use crate::store::{Key, Kind, Record, Store};
 use crate::telemetry::Metrics;
-use crate::workspace::{SnapshotLimits, TreeModeWish, WorkspaceConfig, Workspaces};
-use crate::journal::Ledger;
 use crate::tools;
+use crate::workspace::{SnapshotLimits, TreeModeWish, WorkspaceConfig, Workspaces};
 use futures::FutureExt;
 use k8s_openapi::jiff::{Timestamp, Unit};
 use std::net::SocketAddr;
@@ -185,7 +185,6 @@ fn write_server_file(state: &Path, addr: SocketAddr) -> Result<(), UpError> {
 struct Parts {
     sandbox: Arc<ProcessSandbox>,
     workspaces: Arc<Workspaces>,
-    environment: std::collections::BTreeMap<String, String>,
     notes: Vec<String>,
 }
 
@@ -198,7 +197,6 @@ async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpEr
             None => find_init().map_err(part("mosaic-init"))?,
         };
         let mut notes = tools::report(&roots);
-        let environment = tools::environment(&roots);
         let process = ProcessConfig {
             sandbox_uid: config.sandbox_uid,
             tool_roots: roots,
@@ -208,7 +206,7 @@ async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpEr
         let sandbox = Arc::new(ProcessSandbox::open(process).map_err(part("the process sandbox"))?);
         let workspaces = Arc::new(Workspaces::open(workspace_config(&config)).map_err(part("the workspaces"))?);
         notes.insert(0, format!("sandboxes: process; trees: {:?}", workspaces.tree_mode()).to_lowercase());
-        Ok(Parts { sandbox, workspaces, environment, notes })
+        Ok(Parts { sandbox, workspaces, notes })
     });
     opened.await.map_err(part("the sandboxes"))?
 }
@@ -249,7 +247,7 @@ fn wire(config: &Config, store: &Arc<dyn Store>, parts: &Parts, audit: &Arc<Audi
         })
     };
     let sandbox: Arc<dyn Sandbox> = parts.sandbox.clone();
-    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), parts.environment.clone(), Flights::new(ended));
+    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), Flights::new(ended));
     let limits = FleetLimits { running_max: config.running_max, starting_max: config.starting_max };
     let ctx = Arc::new(Context {
         store: store.clone(),
@@ -388,7 +386,9 @@ fn courtesy_check(workspaces: Arc<Workspaces>) -> crate::server::CourtesyCheck {
             }
             let joined = tokio::task::spawn_blocking(move || resolve(&workspaces, &agent)).await;
             match joined {
-                Ok(Err(failure)) if failure.class == crate::plan::observed::FailureClass::Invalid => refusal(&failure.reason, failure.message),
+                Ok(Err(failure)) if failure.class == crate::plan::observed::FailureClass::Invalid => {
+                    refusal(&failure.reason, failure.message)
+                }
                 // What the infrastructure failed to tell now, admission will.
                 Ok(_) | Err(_) => Ok(()),
             }

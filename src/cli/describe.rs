@@ -36,7 +36,12 @@ pub(super) fn text_of(agent: &AgentView) -> String {
 fn facts(agent: &AgentView, spec: &Value, status: &Value) -> String {
     let counts = &status["counts"];
     let counted = |name: &str| counts[name].as_u64().unwrap_or_default();
-    let failures = format!("{} of the agent, {} rejections, {} of infrastructure", counted("agentFailures"), counted("rejections"), counted("infrastructure"));
+    let failures = format!(
+        "{} of the agent, {} rejections, {} of infrastructure",
+        counted("agentFailures"),
+        counted("rejections"),
+        counted("infrastructure")
+    );
     let pushed = match (status["push"]["ref"].as_str(), status["push"]["sha"].as_str()) {
         (Some(name), Some(sha)) => Some(format!("{name} = {sha}")),
         (Some(name), None) => Some(format!("{name} (not pushed)")),
@@ -88,7 +93,9 @@ pub(super) fn verdicts(status: &Value) -> Option<String> {
 
 fn conditions(status: &Value) -> Option<String> {
     let conditions = status["conditions"].as_array().filter(|c| !c.is_empty())?;
-    let row = |c: &Value| vec![cell(&c["type"]), cell(&c["status"]), cell(&c["reason"]), age(c["lastTransitionTime"].as_str()), cell(&c["message"])];
+    let row = |c: &Value| {
+        vec![cell(&c["type"]), cell(&c["status"]), cell(&c["reason"]), age(c["lastTransitionTime"].as_str()), cell(&c["message"])]
+    };
     let rows: Vec<Vec<String>> = conditions.iter().map(row).collect();
     Some(table(Some(&["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"]), &rows, &mut Vec::new()))
 }

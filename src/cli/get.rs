@@ -155,7 +155,15 @@ pub(super) async fn queue(global: &Global) -> Result<(), Failure> {
         let rows: Vec<Vec<String>> = queue
             .positions
             .iter()
-            .map(|p| vec![p.position.to_string(), p.namespace.clone(), p.name.clone(), p.priority.to_string(), p.reason.clone().unwrap_or_default()])
+            .map(|p| {
+                vec![
+                    p.position.to_string(),
+                    p.namespace.clone(),
+                    p.name.clone(),
+                    p.priority.to_string(),
+                    p.reason.clone().unwrap_or_default(),
+                ]
+            })
             .collect();
         out!("{}", table(Some(&["POSITION", "NAMESPACE", "NAME", "PRIORITY", "REASON"]), &rows, &mut Vec::new()));
     }

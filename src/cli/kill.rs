@@ -102,7 +102,9 @@ impl HaltCommand {
                 let created = |halt: &serde_json::Value| age(halt["metadata"]["creationTimestamp"].as_str());
                 let rows: Vec<Vec<String>> = halts
                     .iter()
-                    .map(|h| vec![h.name.clone(), h.release.clone(), h.reason.clone().unwrap_or_default(), killed(&h.object), created(&h.object)])
+                    .map(|h| {
+                        vec![h.name.clone(), h.release.clone(), h.reason.clone().unwrap_or_default(), killed(&h.object), created(&h.object)]
+                    })
                     .collect();
                 out!("{}", table(Some(&["NAME", "RELEASE", "REASON", "KILLED", "AGE"]), &rows, &mut Vec::new()));
             }

@@ -2,7 +2,6 @@
 
 use super::output::out;
 use super::{Failure, Global};
-use crate::client::write_server;
 use crate::config::{Config, Settings};
 use clap::Args;
 use std::path::PathBuf;
@@ -23,9 +22,8 @@ impl Up {
         let file = self.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
         let home = std::env::var_os("HOME").map(PathBuf::from);
         let config = Config::from_settings(self.settings.or(file), global.state()?, home)?;
-        let running = crate::up::start(&config).await.map_err(|e| Failure::failed(format!("{e:#}")))?;
-        let written = write_server(&config.state, running.addr);
-        written.map_err(|e| Failure::failed(format!("failed to write down the address in {}: {e}", config.state.display())))?;
+        let running = crate::up::start(&config).await.map_err(|e| Failure::failed(e.to_string()))?;
+        running.notes.iter().for_each(|note| eprintln!("{note}"));
         out!("Mosaic serves on http://{} with the state folder {}", running.addr, config.state.display());
         let signal = stop_signal().await?;
         eprintln!("{signal}: stopping; running agents go on for {} s and are taken up again by the next start", config.lease.as_secs());

@@ -12,13 +12,11 @@ use crate::plan::observed::{Failure, FailureClass, Inventory, Look, Observed, Ou
 use crate::plan::orphans::OrphanAction;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Store, StoreError};
-use crate::workspace::{
-    GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, SnapshotSpec, TreeSpec, WorkspaceError, Workspaces,
-};
+use crate::workspace::{GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, SnapshotSpec, TreeSpec, WorkspaceError, Workspaces};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,21 +32,13 @@ struct Parts {
     store: Arc<dyn Store>,
     sandbox: Arc<dyn Sandbox>,
     workspaces: Arc<Workspaces>,
-    /// Environment of every run, from the tool roots.
-    environment: BTreeMap<String, String>,
 }
 
 impl RealWorld {
-    /// Puts the parts together. `environment` is given to every run; `flights` tells of ended effects.
+    /// Puts the parts together; `flights` tells of ended effects.
     #[must_use]
-    pub fn new(
-        store: Arc<dyn Store>,
-        sandbox: Arc<dyn Sandbox>,
-        workspaces: Arc<Workspaces>,
-        environment: BTreeMap<String, String>,
-        flights: Flights,
-    ) -> Self {
-        let parts = Parts { store, sandbox, workspaces, environment };
+    pub fn new(store: Arc<dyn Store>, sandbox: Arc<dyn Sandbox>, workspaces: Arc<Workspaces>, flights: Flights) -> Self {
+        let parts = Parts { store, sandbox, workspaces };
         Self { parts: Arc::new(parts), flights, epoch_seen: AtomicU64::new(0) }
     }
 
@@ -204,7 +194,7 @@ impl Parts {
     async fn ensure_agent(&self, agent: ValidAgent, run: RunId, epoch: Epoch, base: CommitId, content: Option<CommitId>) -> Ended {
         let spec = tree_spec(&agent, run.attempt, base, content)?;
         let paths = self.blocking(move |w| w.ensure_tree(&spec)).await?;
-        let spec = task::agent_run(&agent, &run, epoch, paths, &self.environment);
+        let spec = task::agent_run(&agent, &run, epoch, paths);
         self.sandbox.ensure(spec).await.map(|()| Outcome::Done).map_err(|error| sandbox_failure(&error))
     }
 
@@ -223,7 +213,7 @@ impl Parts {
             head: sha,
         };
         let tree = self.blocking(move |w| w.ensure_gate_tree(&spec)).await?;
-        let spec = task::gate_run(&agent, &run, epoch, &gate, tree, &self.environment);
+        let spec = task::gate_run(&agent, &run, epoch, &gate, tree);
         self.sandbox.ensure(spec).await.map(|()| Outcome::Done).map_err(|error| sandbox_failure(&error))
     }
 
@@ -362,7 +352,8 @@ fn base_branch(agent: &ValidAgent) -> Result<Branch, Failure> {
 }
 
 fn stored_commit(sha: Option<&str>) -> Result<CommitId, Failure> {
-    CommitId::new(sha.unwrap_or_default()).map_err(|error| infrastructure(reason::INTERNAL_ERROR, format!("the record has no base: {error}")))
+    CommitId::new(sha.unwrap_or_default())
+        .map_err(|error| infrastructure(reason::INTERNAL_ERROR, format!("the record has no base: {error}")))
 }
 
 /// Date of the commits of an attempt: from the record, so that a commit made again has the same id.

@@ -29,7 +29,7 @@ struct TaskFile<'a> {
 
 /// The agent's own run.
 #[must_use]
-pub fn agent_run(agent: &ValidAgent, run: &RunId, epoch: Epoch, paths: TreePaths, base_env: &BTreeMap<String, String>) -> RunSpec {
+pub fn agent_run(agent: &ValidAgent, run: &RunId, epoch: Epoch, paths: TreePaths) -> RunSpec {
     let workspace = agent.status.workspace.as_ref();
     let task = TaskFile {
         task_id: &agent.task_id,
@@ -44,7 +44,7 @@ pub fn agent_run(agent: &ValidAgent, run: &RunId, epoch: Epoch, paths: TreePaths
         base_sha: workspace.and_then(|w| w.base_sha.as_deref()),
         feedback: &agent.status.feedback,
     };
-    let (args, own_env) = match &agent.runtime {
+    let (args, env) = match &agent.runtime {
         ValidRuntime::Command { args, env } => (args.clone(), env.clone()),
         // Admission refuses what is not built; a command that cannot be found says so if one ever gets here.
         ValidRuntime::NotBuilt(text) => (vec![text.clone()], BTreeMap::new()),
@@ -57,7 +57,7 @@ pub fn agent_run(agent: &ValidAgent, run: &RunId, epoch: Epoch, paths: TreePaths
         base_objects: Some(paths.base_objects),
         task: Some(serde_json::to_vec_pretty(&task).expect("a task is plain data")),
         args,
-        env: base_env.clone().into_iter().chain(own_env).collect(),
+        env,
         deadline: None,
         limits: agent.limits.clone(),
     }
@@ -65,14 +65,7 @@ pub fn agent_run(agent: &ValidAgent, run: &RunId, epoch: Epoch, paths: TreePaths
 
 /// The run of one gate on one commit.
 #[must_use]
-pub fn gate_run(
-    agent: &ValidAgent,
-    run: &RunId,
-    epoch: Epoch,
-    gate: &GateDefinition,
-    tree: PathBuf,
-    base_env: &BTreeMap<String, String>,
-) -> RunSpec {
+pub fn gate_run(agent: &ValidAgent, run: &RunId, epoch: Epoch, gate: &GateDefinition, tree: PathBuf) -> RunSpec {
     RunSpec {
         run: run.clone(),
         epoch,
@@ -81,7 +74,7 @@ pub fn gate_run(
         base_objects: None,
         task: None,
         args: vec!["sh".to_owned(), "-c".to_owned(), gate.command.clone()],
-        env: base_env.clone(),
+        env: BTreeMap::new(),
         deadline: Some(Duration::from_secs(u64::from(gate.timeout_seconds))),
         limits: agent.limits.clone(),
     }

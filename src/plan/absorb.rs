@@ -9,7 +9,7 @@ use crate::api::names::CommitId;
 use crate::api::validate::ValidAgent;
 use crate::plan::Plan;
 use crate::plan::action::{Action, ActionId};
-use crate::plan::gates::keep_end;
+use crate::plan::gates::{keep_end, keep_start};
 use crate::plan::observed::{Failure, FailureClass, Integrated, Observed, Outcome, Pushed, Resolved, Snapshot};
 use crate::plan::retry::{BASE_MOVES_MAX, INFRASTRUCTURE_FAILURES_MAX};
 use crate::plan::status::{complete, ending, fail};
@@ -18,6 +18,8 @@ use k8s_openapi::jiff::Timestamp;
 
 /// How many rounds of feedback a record keeps.
 pub const FEEDBACK_ROUNDS_MAX: usize = 8;
+/// Longest summary of one feedback, in bytes.
+pub const SUMMARY_BYTES_MAX: usize = 1024;
 /// Longest details of one feedback, in bytes.
 pub const FEEDBACK_BYTES_MAX: usize = 16 * 1024;
 
@@ -286,17 +288,9 @@ fn tell_next_round(plan: &mut Plan, kind: &str, summary: &str, details: Option<S
     feedback.push(Feedback {
         attempt: plan.status.attempt,
         kind: kind.to_owned(),
-        summary: keep_start(summary, 1024),
-        details: details.map(|text| keep_end(&text, FEEDBACK_BYTES_MAX)).filter(|text| !text.is_empty()),
+        summary: keep_start(summary, SUMMARY_BYTES_MAX).to_owned(),
+        details: details.map(|text| keep_end(&text, FEEDBACK_BYTES_MAX).to_owned()).filter(|text| !text.is_empty()),
     });
     let excess = feedback.len().saturating_sub(FEEDBACK_ROUNDS_MAX);
     feedback.drain(..excess);
-}
-
-fn keep_start(text: &str, bytes_max: usize) -> String {
-    let mut to = text.len().min(bytes_max);
-    while !text.is_char_boundary(to) {
-        to -= 1;
-    }
-    text[..to].to_owned()
 }

@@ -473,7 +473,7 @@ fn take_gate_end(plan: &mut Plan, seen: &SandboxSeen, end: &RunEnd) {
         base_sha: base.to_string(),
         definition: gate.digest.clone(),
         duration_millis: Some(end.duration_millis),
-        evidence: (!evidence.is_empty()).then_some(evidence),
+        evidence,
         tries: if verdict == Verdict::Error { tries + 1 } else { *tries },
     };
     gates::record(&mut plan.status, verdict);

@@ -250,8 +250,12 @@ impl Manifest {
     /// The existing record as this manifest wants it.
     fn onto(&self, mut existing: Record) -> Record {
         existing.spec = self.spec.clone();
-        existing.metadata.labels.get_or_insert_default().extend(self.labels.clone());
-        existing.metadata.annotations.get_or_insert_default().extend(self.annotations.clone());
+        let meta = &mut existing.metadata;
+        for (present, wanted) in [(&mut meta.labels, &self.labels), (&mut meta.annotations, &self.annotations)] {
+            if !wanted.is_empty() {
+                present.get_or_insert_default().extend(wanted.clone());
+            }
+        }
         existing
     }
 }
@@ -279,12 +283,7 @@ pub async fn apply(
             }
             Some(existing) => {
                 let wanted = manifest.onto(existing.clone());
-                // An empty map and none are the same.
-                if wanted.spec == existing.spec && json!(AgentView::of(&wanted)) == json!(AgentView::of(&existing)) {
-                    Ok(("unchanged", existing))
-                } else {
-                    state.store.replace(wanted).await.map(|r| ("configured", r))
-                }
+                if wanted == existing { Ok(("unchanged", existing)) } else { state.store.replace(wanted).await.map(|r| ("configured", r)) }
             }
         };
         match written {

@@ -9,16 +9,25 @@ use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use k8s_openapi::jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::time::Duration;
 
 /// How long the readiness look at the store may take.
 const STORE_LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// Answer of `GET /health`.
+#[derive(Serialize, Debug)]
+pub struct Health {
+    status: &'static str,
+    /// Seconds since the start.
+    uptime: u64,
+    timestamp: String,
+}
+
 /// `GET /health`.
-pub async fn health(State(state): Ctx) -> Json<Value> {
+pub async fn health(State(state): Ctx) -> Json<Health> {
     let now = Timestamp::from_second(Timestamp::now().as_second()).expect("the present is in range");
-    Json(json!({ "status": "healthy", "uptime": state.started.elapsed().as_secs(), "timestamp": now.to_string() }))
+    Json(Health { status: "healthy", uptime: state.started.elapsed().as_secs(), timestamp: now.to_string() })
 }
 
 /// `GET /livez`: the server answers.

@@ -19,7 +19,8 @@ pub async fn queue(State(state): Ctx) -> Result<Json<QueueView>, Problem> {
     let agents: Vec<AgentView> = records.iter().map(AgentView::of).collect();
     let count = |states: &[&str]| agents.iter().filter(|a| states.contains(&a.state.as_str())).count();
     // What started between the two looks waits no more.
-    let waiting = order.iter().filter_map(|uid| agents.iter().find(|a| a.agent_id == uid.as_str() && a.state == "pending"));
+    let waiting =
+        order.iter().filter_map(|uid| agents.iter().find(|a| a.agent_id == uid.as_str() && a.state == "pending")).take(POSITIONS_MAX);
     let positions = waiting.enumerate().map(|(i, agent)| QueuePosition {
         position: i + 1,
         agent_id: agent.agent_id.clone(),

@@ -5,6 +5,7 @@ use mosaic::api::agent::{GateDefinition, GateProfile, Verdict};
 use mosaic::api::condition::reason;
 use mosaic::api::names::GateName;
 use mosaic::gates::{self, GateSet, GatesError, TrustedTree};
+use mosaic::plan::gates::{EVIDENCE_BYTES_MAX, EVIDENCE_OF_PASS_BYTES_MAX, judge};
 use mosaic::plan::observed::{EndCause, RunEnd};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -291,7 +292,7 @@ fn missing_tool_is_an_error_of_the_machine_and_no_refusal() {
     for (files, gate) in [(&rust[..], "lint"), (&rust, "tests"), (&python, "lint"), (&python, "tests")] {
         let code = run_gate(files, gate, "/nonexistent");
         assert_eq!(code, 127, "{gate}");
-        assert_eq!(gates::verdict_of(&ended(EndCause::Exited(code), "")).0, Verdict::Error);
+        assert_eq!(judge(&ended(EndCause::Exited(code), "")).0, Verdict::Error);
     }
 }
 
@@ -340,25 +341,25 @@ fn only_exit_code_zero_passes() {
         (EndCause::CannotExecute(text()), Verdict::Error, "why"),
         (EndCause::Lost(text()), Verdict::Error, "why"),
     ] {
-        let (got, evidence) = gates::verdict_of(&ended(cause.clone(), "the output\n"));
+        let (got, evidence) = judge(&ended(cause.clone(), "the output\n"));
         let evidence = evidence.unwrap();
         assert_eq!(got, verdict, "{cause:?}");
         assert!(evidence.contains(word) && evidence.ends_with("the output"), "{evidence}");
     }
-    assert_eq!(gates::verdict_of(&ended(EndCause::Exited(0), "\n")), (Verdict::Pass, None));
+    assert_eq!(judge(&ended(EndCause::Exited(0), "\n")), (Verdict::Pass, None));
 }
 
 #[test]
 fn evidence_is_the_capped_end_of_the_output() {
     let output = format!("{}the end", "ä".repeat(10_000));
-    let (_, evidence) = gates::verdict_of(&ended(EndCause::Exited(1), &output));
+    let (_, evidence) = judge(&ended(EndCause::Exited(1), &output));
     let evidence = evidence.unwrap();
     assert!(evidence.starts_with("exit code 1\n") && evidence.ends_with("the end"));
-    assert!(evidence.len() <= gates::EVIDENCE_BYTES_MAX && evidence.len() > gates::EVIDENCE_BYTES_MAX - 4);
-    let (_, evidence) = gates::verdict_of(&ended(EndCause::Lost("ö".repeat(5000)), &output));
-    assert!(evidence.unwrap().len() <= gates::EVIDENCE_BYTES_MAX);
-    let (_, evidence) = gates::verdict_of(&ended(EndCause::Exited(0), &output));
-    assert!(evidence.unwrap().len() <= gates::EVIDENCE_OF_PASS_BYTES_MAX);
+    assert!(evidence.len() <= EVIDENCE_BYTES_MAX && evidence.len() > EVIDENCE_BYTES_MAX - 4);
+    let (_, evidence) = judge(&ended(EndCause::Lost("ö".repeat(5000)), &output));
+    assert!(evidence.unwrap().len() <= EVIDENCE_BYTES_MAX);
+    let (_, evidence) = judge(&ended(EndCause::Exited(0), &output));
+    assert!(evidence.unwrap().len() <= EVIDENCE_OF_PASS_BYTES_MAX);
 }
 
 /// What must hold of every accepted set, whatever was asked.
@@ -436,8 +437,8 @@ proptest! {
 
     #[test]
     fn evidence_never_exceeds_its_limit(output in ".{0,3000}", code in any::<i32>()) {
-        let (verdict, evidence) = gates::verdict_of(&ended(EndCause::Exited(code), &output));
+        let (verdict, evidence) = judge(&ended(EndCause::Exited(code), &output));
         prop_assert_eq!(verdict == Verdict::Pass, code == 0);
-        prop_assert!(evidence.is_none_or(|text| text.len() <= gates::EVIDENCE_BYTES_MAX));
+        prop_assert!(evidence.is_none_or(|text| text.len() <= EVIDENCE_BYTES_MAX));
     }
 }

@@ -1,12 +1,14 @@
 //! The one offline test binary: everything that needs no Docker, Valkey, Kubernetes or browser.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod agent_contract;
 mod audit;
+mod cli;
 mod contracts;
 mod e2e;
 mod gates;
+mod http;
 mod records;
 mod skip;
 mod tidy;

@@ -19,7 +19,9 @@ fn checked_in_definitions_equal_the_printed_ones() {
         if std::env::var_os(UPDATE).is_some() {
             std::fs::write(&path, &printed).unwrap();
         }
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), printed, "{file} is stale: run the tests once with {UPDATE}=1");
+        let checked_in = std::fs::read_to_string(&path).unwrap();
+        let differing = printed.lines().zip(checked_in.lines()).find(|(printed, checked_in)| printed != checked_in);
+        assert!(checked_in == printed, "{file} is stale at {differing:?}: run the tests once with {UPDATE}=1");
         let parsed: Value = serde_saphyr::from_str(&printed).unwrap();
         let definition = &crds()[usize::from(kind == Kind::Halt)];
         assert_eq!(parsed, serde_json::to_value(definition).unwrap(), "{file} says what the types say");

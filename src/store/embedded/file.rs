@@ -177,14 +177,15 @@ fn explain(path: &Path, error: DatabaseError) -> StoreError {
     }
 }
 
-/// The process that holds the lock of a file, by the kernel's own list. redb locks with flock, which is listed with a pid.
+/// The process that holds the lock of a file, by the kernel's own list. redb locks with flock, which is listed with a pid (0 for one that
+/// cannot be seen from here).
 fn holder(path: &Path) -> Option<u32> {
     let inode = std::fs::metadata(path).ok()?.ino().to_string();
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let lines = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     // `1: FLOCK ADVISORY WRITE 4711 fe:00:131 0 EOF`
     let of_file = |fields: &Vec<&str>| fields.get(5).and_then(|id| id.rsplit(':').next()) == Some(inode.as_str());
-    lines.filter(of_file).find_map(|fields| fields.get(4)?.parse().ok())
+    lines.filter(of_file).find_map(|fields| fields.get(4)?.parse().ok().filter(|pid| *pid > 0))
 }
 
 fn unusable(path: &Path, what: &str, advice: &str) -> StoreError {

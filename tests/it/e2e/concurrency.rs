@@ -4,7 +4,9 @@ use super::harness::{Mosaic, Remote, gates, task};
 use std::time::Instant;
 
 fn script(number: usize) -> String {
-    format!("echo change-{number} > file-{number}.txt; echo done-{number}; printf '{{\"summary\":\"wrote {number}\"}}' > /mosaic/out/result.json")
+    format!(
+        "echo change-{number} > file-{number}.txt; echo done-{number}; printf '{{\"summary\":\"wrote {number}\"}}' > /mosaic/out/result.json"
+    )
 }
 
 fn assert_exact_change(remote: &Remote, uid_ref: &str, number: usize) {
@@ -62,5 +64,8 @@ fn report(what: &str, mosaic: &Mosaic, started: Instant) {
     let ticks = fields[10] + fields[11];
     let seconds = started.elapsed().as_secs_f64();
     let load = ticks as f64 / 100.0 / seconds * 100.0;
-    println!("{what}: {seconds:.1} s, controller's processor {load:.0} % of one core, {}", peak.split_whitespace().collect::<Vec<_>>().join(" "));
+    println!(
+        "{what}: {seconds:.1} s, controller's processor {load:.0} % of one core, {}",
+        peak.split_whitespace().collect::<Vec<_>>().join(" ")
+    );
 }

@@ -47,7 +47,11 @@ fn controller_killed_at_random_instants_with_five_agents_in_flight_converges() {
         for (n, uid) in uids.iter().enumerate() {
             let object = mosaic.wait_completed(uid);
             let push = &object["status"]["push"];
-            assert_eq!(remote.refs().get(push["ref"].as_str().unwrap()).map(String::as_str), push["sha"].as_str(), "seed {seed}: {object:#}");
+            assert_eq!(
+                remote.refs().get(push["ref"].as_str().unwrap()).map(String::as_str),
+                push["sha"].as_str(),
+                "seed {seed}: {object:#}"
+            );
             let changed = remote.git(&["diff", "--name-only", "main", push["ref"].as_str().unwrap()]);
             assert_eq!(changed.trim(), format!("file-{wave}-{n}.txt"), "seed {seed}");
             delivered += 1;

@@ -130,7 +130,7 @@ impl Mosaic {
     /// What is left on this machine of sandboxes and trees: processes whose PID 1 is ours, mounts and folders below the state folder.
     pub fn leftovers(&self) -> Vec<String> {
         let state = self.state().canonicalize().unwrap_or_else(|_| self.state());
-        let mut left = processes_mentioning(&state);
+        let mut left = processes_inside(&state);
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         left.extend(mounts.lines().filter(|line| line.contains(state.to_str().unwrap())).map(|line| format!("mount {line}")));
         for folder in ["trees", "gate-trees"] {
@@ -198,14 +198,26 @@ pub fn sandbox_pids(state: &Path) -> Vec<rustix::process::Pid> {
         let pid = value["pid"].as_i64()?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let start = stat.rsplit(')').next()?.split_whitespace().nth(19)?.to_owned();
-        (value["startTime"].as_u64()?.to_string() == start && !stat.contains(") Z ")).then_some(i32::try_from(pid).ok()?)
+        (value["startTicks"].as_u64()?.to_string() == start && !stat.contains(") Z ")).then_some(i32::try_from(pid).ok()?)
     };
     runs.filter_map(identity).filter_map(rustix::process::Pid::from_raw).collect()
 }
 
-/// Live processes (not the controller's own) that name the state folder on their command line, and PID 1s of its sandboxes.
-fn processes_mentioning(state: &Path) -> Vec<String> {
-    sandbox_pids(state).into_iter().map(|pid| format!("sandbox with pid {}", pid.as_raw_nonzero())).collect()
+/// Live processes in other mount namespaces whose mounts lead into the state folder: whatever is or was inside a sandbox of it.
+fn processes_inside(state: &Path) -> Vec<String> {
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+    let name = state.to_str().unwrap().to_owned();
+    let inside = |folder: std::path::PathBuf| -> Option<String> {
+        let namespace = std::fs::read_link(folder.join("ns/mnt")).ok()?;
+        let mounts = std::fs::read_to_string(folder.join("mountinfo")).ok()?;
+        let command = std::fs::read_to_string(folder.join("cmdline")).ok()?.replace('\0', " ");
+        (namespace != own && mounts.contains(&name)).then(|| format!("process {}: {command}", folder.display()))
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()))
+        .filter_map(|e| inside(e.path()))
+        .collect()
 }
 
 /// One HTTP call over a fresh connection, without any of the product's code.

@@ -68,7 +68,11 @@ fn agent_that_fails_or_changes_nothing_says_so_and_pushes_nothing() {
     assert_eq!(silent["status"]["reason"], "NothingChanged", "{silent:#}");
     assert!(silent["status"]["message"].as_str().unwrap().contains("result.json"));
     let honest = ended("honest", "printf '{\"summary\":\"all is well already\"}' > /mosaic/out/result.json", 0);
-    assert_eq!((honest["status"]["phase"].as_str(), honest["status"]["reason"].as_str()), (Some("Completed"), Some("NoChanges")), "{honest:#}");
+    assert_eq!(
+        (honest["status"]["phase"].as_str(), honest["status"]["reason"].as_str()),
+        (Some("Completed"), Some("NoChanges")),
+        "{honest:#}"
+    );
     let absent = {
         let mut body = task(&remote, "absent", "");
         body["runtime"] = json!({"command": {"args": ["/no/such/program"]}});
