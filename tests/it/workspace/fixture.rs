@@ -16,7 +16,7 @@ pub struct World {
     pub repos: PathBuf,
     pub state: PathBuf,
     pub remote: String,
-    _folder: Folder,
+    _folder: Option<Folder>,
 }
 
 /// Unmounts what a failed test left, so that its folder can go.
@@ -109,7 +109,8 @@ impl World {
         git_ok(&repos, &["clone", "--quiet", "remote.git", "person"]);
         let mut config = config(&state, &repos, mode);
         change(&mut config);
-        let world = Self { ws: Workspaces::open(config).unwrap(), repos, state, remote: remote.to_str().unwrap().into(), _folder: folder };
+        let world =
+            Self { ws: Workspaces::open(config).unwrap(), repos, state, remote: remote.to_str().unwrap().into(), _folder: Some(folder) };
         world.commit(&[
             ("README.md", "one\ntwo\nthree\n"),
             ("src/main.txt", "main\n"),
@@ -118,6 +119,13 @@ impl World {
             ("kept.log", "tracked although ignored\n"),
         ]);
         world
+    }
+
+    /// What another process made; it stays when this one ends.
+    pub fn existing(state: &Path, repos: &Path, mode: TreeModeWish) -> Self {
+        let ws = Workspaces::open(config(state, repos, mode)).unwrap();
+        let remote = repos.join("remote.git").to_str().unwrap().to_owned();
+        Self { ws, repos: repos.to_owned(), state: state.to_owned(), remote, _folder: None }
     }
 
     pub fn reopen(&mut self, mode: TreeModeWish) {

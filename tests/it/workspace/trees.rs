@@ -230,3 +230,15 @@ fn shared_checkouts_are_few_and_never_go_under_a_tree() {
     assert!(count <= 5, "{count} checkouts");
     assert_eq!(std::fs::read_to_string(oldest.tree.join("README.md")).unwrap(), "one\ntwo\nthree\n");
 }
+
+#[test]
+fn copies_that_were_lost_are_fetched_again() {
+    let world = World::new(TreeModeWish::Overlay);
+    let base = world.resolve().base;
+    std::fs::remove_dir_all(world.state.join("repositories")).unwrap();
+    std::fs::create_dir(world.state.join("repositories")).unwrap();
+    let mut world = world;
+    world.reopen(TreeModeWish::Overlay);
+    let paths = world.ws.ensure_tree(&world.tree_spec(1, &base)).unwrap();
+    assert!(paths.tree.join("README.md").exists());
+}
