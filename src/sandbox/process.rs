@@ -284,10 +284,12 @@ impl Inner {
             return remove_tree(folder.path());
         };
         if spec.installation != self.config.installation {
+            tracing::warn!(folder = %folder.path().display(), installation = spec.installation, "left alone: a run of another installation");
             return Ok(());
         }
         let run = self.run_of(&spec.run);
         if folder.is_held()? {
+            tracing::info!(run = %spec.run, "adopted a sandbox");
             self.link.serve(&spec.run, spec.epoch, spec.launch.lease_millis, &run.folder)?;
         }
         let mut fences = self.fences();

@@ -82,7 +82,7 @@ async fn agent_sees_its_sandbox_and_nothing_of_the_host() {
     fs::write(&secret, "secret of the host").unwrap();
     let script = format!(
         r#"set -u
-        echo "ids $(id -u) $(id -g) $(id -G)"; echo "home $HOME"; echo "cwd $(pwd)"; echo "name $(hostname)"
+        echo "ids $(id -u) $(id -g) $(id -G)"; echo "home $HOME"; echo "cwd $(pwd)"; echo "name $(hostname)"; echo "oom $(cat /proc/self/oom_score_adj)"
         echo "interfaces" $(tail -n +3 /proc/net/dev | cut -d: -f1)
         echo "pids" $(ls /proc | grep -E '^[0-9]+$' | head -1) $(ls /proc | grep -cE '^[0-9]+$')
         grep -E '^(Cap(Inh|Prm|Eff|Bnd|Amb)|NoNewPrivs|SigBlk):' /proc/self/status | tr '\t' ' '
@@ -102,8 +102,17 @@ async fn agent_sees_its_sandbox_and_nothing_of_the_host() {
     let lines: Vec<&str> = end.output_tail.lines().collect();
     let has = |line: &str| assert!(lines.contains(&line), "no {line:?} in\n{}", end.output_tail);
     let ids = format!("ids {SANDBOX_UID} {SANDBOX_UID} {SANDBOX_UID}");
-    for line in [ids.as_str(), "home /home/agent", "cwd /workspace", "name mosaic", "interfaces lo", "EXTRA=value", "CI=1", "LANG=C.UTF-8"]
-    {
+    for line in [
+        ids.as_str(),
+        "home /home/agent",
+        "cwd /workspace",
+        "name mosaic",
+        "oom 500",
+        "interfaces lo",
+        "EXTRA=value",
+        "CI=1",
+        "LANG=C.UTF-8",
+    ] {
         has(line);
     }
     for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "SigBlk"] {
