@@ -9,7 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-pub const SANDBOX_UID: u32 = 64_100;
+/// Overlays, device nodes and files of other users need root; everything else is tested as whoever runs this.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+pub fn sandbox_uid() -> u32 {
+    if is_root() { 64_100 } else { rustix::process::geteuid().as_raw() }
+}
 
 pub struct World {
     pub ws: Workspaces,
@@ -78,13 +85,13 @@ pub fn write(path: &Path, content: &str) {
 pub fn config(state: &Path, repos: &Path, mode: TreeModeWish) -> WorkspaceConfig {
     WorkspaceConfig {
         state: state.to_owned(),
-        sandbox_uid: SANDBOX_UID,
-        sandbox_gid: SANDBOX_UID,
+        sandbox_uid: sandbox_uid(),
+        sandbox_gid: if is_root() { sandbox_uid() } else { rustix::process::getegid().as_raw() },
         local_repos: vec![repos.to_owned()],
         author_name: "Mosaic".into(),
         author_email: "mosaic@example.org".into(),
         trusted_branches: Vec::new(),
-        tree_mode: mode,
+        tree_mode: if is_root() { mode } else { TreeModeWish::Checkout },
         remote_timeout: Duration::from_secs(60),
         limits: SnapshotLimits::default(),
     }

@@ -119,6 +119,9 @@ fn what_no_commit_may_have_is_refused_by_name() {
             ("truncate -s 8T giant", "giant: it has"),
             ("mkdir x; ln -s y x/.gitmodules", ".gitmodules must be a plain file"),
         ] {
+            if command.starts_with("mknod") && !is_root() {
+                continue;
+            }
             assert!(Command::new("sh").args(["-c", command]).current_dir(&paths.tree).status().unwrap().success(), "{command}");
             let lines = world.refused(1, &base);
             assert!(lines.iter().any(|line| line.contains(words)), "{command}: {lines:?}");
