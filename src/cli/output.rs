@@ -12,7 +12,8 @@ const COLUMN_GAP: u16 = 3;
 
 /// Prints one line to standard output.
 macro_rules! out {
-    ($($arg:tt)*) => { $crate::cli::output::line(&format!($($arg)*)) };
+    () => { $crate::cli::output::line("") };
+    ($($arg:tt)+) => { $crate::cli::output::line(&format!($($arg)+)) };
 }
 pub(crate) use out;
 

@@ -20,7 +20,7 @@ struct Ran {
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mosaic"));
     // Nothing of the tester's own settings.
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MOSAIC_")) {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MOSAIC_") && name != "MOSAIC_INIT") {
         command.env_remove(name);
     }
     command.args(args).kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -230,5 +230,40 @@ async fn printing_commands_need_no_server() {
     for shell in ["bash", "zsh", "fish"] {
         let ran = finish(command(&["completions", shell]), None).await;
         assert!(ran.code == Some(0) && ran.out.contains("mosaic"), "{shell}");
+    }
+}
+
+/// Runs the demo on a state home of its own, and gives what it printed.
+async fn demo(home: &std::path::Path) -> String {
+    let mut demo = command(&["demo", "--timeout", "3m"]);
+    demo.arg("--state").arg(home);
+    let ran = tokio::time::timeout(Duration::from_secs(200), demo.output()).await.expect("the demo ends").unwrap();
+    let (out, err) = (String::from_utf8_lossy(&ran.stdout).into_owned(), String::from_utf8_lossy(&ran.stderr).into_owned());
+    assert!(ran.status.success(), "{out}\n{err}");
+    out
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_pushes_what_a_gate_passed_and_does_so_again() {
+    let home = tempfile::tempdir().unwrap();
+    for round in 1..=2 {
+        let out = demo(home.path()).await;
+        for part in ["gate tests: fail", "wrong: 4 is IV, not IIII", "round 2", "gate tests: pass", "pushed and verified", "What to try next"] {
+            assert!(out.contains(part), "{part} is missing in:\n{out}");
+        }
+        let mut demos: Vec<_> = std::fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        demos.sort_unstable();
+        assert_eq!(demos.len(), round);
+        let newest = demos.last().unwrap();
+        let remote = git2::Repository::open_bare(newest.join("work/roman.git")).unwrap();
+        let branches: Vec<String> = remote.references_glob("refs/heads/mosaic/*").unwrap().names().map(|n| n.unwrap().to_owned()).collect();
+        assert_eq!(branches.len(), 1);
+        let commit = remote.find_reference(&branches[0]).unwrap().peel_to_commit().unwrap();
+        assert!(out.contains(&format!("pushed and verified: {} = {}", branches[0], commit.id())), "{out}");
+        let library = commit.tree().unwrap().get_path(std::path::Path::new("src/lib.rs")).unwrap().to_object(&remote).unwrap();
+        let text = String::from_utf8(library.peel_to_blob().unwrap().content().to_vec()).unwrap();
+        assert!(text.contains("(4, \"IV\")") && text.contains("(900, \"CM\")"), "{text}");
+        assert_eq!(commit.parent_count(), 1);
+        assert!(!newest.join("state/server").exists(), "the server of the demo is gone");
     }
 }

@@ -541,13 +541,13 @@ async fn a_watch_tells_the_present_and_every_change() {
     assert_eq!(response.headers()["content-type"], "application/x-ndjson");
     let mut lines = NdJson::of(response);
     assert_eq!(lines.next().await["agent"]["name"], *name);
-    assert_eq!(lines.next().await["type"], "Bookmark");
+    assert_eq!(lines.next().await["type"], "bookmark");
     front.set_status(name, &finished(Phase::Running)).await;
-    let change = lines.next_of("Applied").await;
+    let change = lines.next_of("applied").await;
     assert_eq!(change["agent"]["state"], "running");
     let _controller = front.tear_down_deleted();
     front.send(Method::POST, &format!("/agents/{name}/kill"), None).await;
-    assert_eq!(lines.next_of("Deleted").await["agent"]["state"], "killed");
+    assert_eq!(lines.next_of("deleted").await["agent"]["state"], "killed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
