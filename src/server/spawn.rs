@@ -50,7 +50,9 @@ impl Request {
         let options = fields.remove("options").filter(|o| !o.is_null());
         fold_options(&mut fields, options.map(decode).transpose()?.unwrap_or_default())?;
         for name in ["timeout", "idleTimeout", "ttlAfterFinished"] {
-            fields.get_mut(name).filter(|v| v.is_u64()).map(|v| *v = json!(v.to_string()));
+            if let Some(seconds) = fields.get(name).and_then(Value::as_u64) {
+                fields.insert(name.to_owned(), json!(seconds.to_string()));
+            }
         }
         // The built-in agent is what runs when nothing else is named.
         fields.entry("runtime").or_insert_with(|| json!({ "claude": {} }));
@@ -180,7 +182,7 @@ fn same_or_refused(request: &Request, record: &Record) -> Result<Response, Probl
         "send the first body again to get that agent, use another task id, or, once it has finished, run it again with rerunOf {:?}",
         agent.agent_id
     );
-    Err(Problem { agent_id: Some(agent.agent_id), ..Problem::new(StatusCode::CONFLICT, "task-id-taken", detail).hint(hint) })
+    Err(Problem::new(StatusCode::CONFLICT, "task-id-taken", detail).hint(hint).agent(agent.agent_id))
 }
 
 async fn check_rerun(state: &ServerState, request: &Request, uid: &str) -> Result<(), Problem> {
@@ -194,7 +196,7 @@ async fn check_rerun(state: &ServerState, request: &Request, uid: &str) -> Resul
     }
     if !old.is_finished() {
         let detail = format!("rerunOf: agent {} has not finished (it is {})", old.name, old.state);
-        return Err(Problem { agent_id: Some(old.agent_id), ..Problem::new(StatusCode::CONFLICT, "not-finished", detail) });
+        return Err(Problem::new(StatusCode::CONFLICT, "not-finished", detail).agent(old.agent_id));
     }
     Ok(())
 }
@@ -204,10 +206,9 @@ async fn check_admission(state: &ServerState, request: &Request, name: &AgentNam
     // The store gives the real one; this one only makes the default branch of the target well-formed.
     record.metadata.uid = Some(uuid::Uuid::now_v7().to_string());
     let agent = validate::validate(&record).map_err(Problem::invalid)?;
-    (state.admission)(agent).await.map_err(|refusal| Problem {
-        reason: Some(refusal.reason),
-        ..Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "not-admitted", refusal.message)
-    })
+    (state.admission)(agent)
+        .await
+        .map_err(|refusal| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "not-admitted", refusal.message).reason(refusal.reason))
 }
 
 #[cfg(test)]
