@@ -28,7 +28,9 @@ mod locks;
 mod merge;
 mod names;
 mod overlay;
+mod owner;
 mod place;
+mod process;
 mod publish;
 mod reader;
 mod remote;
@@ -106,6 +108,7 @@ impl Workspaces {
         let umask = umask().map_err(io("read the umask from", "/proc/self/status"))?;
         let config = WorkspaceConfig { state, ..config };
         let workspaces = Self { config, folders, allowed, git, mode, owner, umask, locks: locks::Locks::default() };
+        repository::sweep(&workspaces)?;
         tree::sweep(&workspaces)?;
         Ok(workspaces)
     }

@@ -140,3 +140,44 @@ impl Ring {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(capacity: u64) -> (File, Ring) {
+        let path = std::env::temp_dir().join(format!("mosaic-ring-{}-{capacity}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        format(&file, capacity, b"label").unwrap();
+        let ring = Ring::open(file.try_clone().unwrap()).unwrap();
+        (file, ring)
+    }
+
+    #[test]
+    fn ring_keeps_the_newest_bytes_at_their_offsets() {
+        let (file, mut ring) = log(10);
+        let text: Vec<u8> = (b'a'..=b'z').collect();
+        for (written, part) in text.chunks(3).enumerate() {
+            ring.append(part).unwrap();
+            let end = written * 3 + part.len();
+            let first = end.saturating_sub(10);
+            assert_eq!(read(&file, 0, 100).unwrap(), (first as u64, text[first..end].to_vec()));
+        }
+        assert_eq!(read(&file, 20, 2).unwrap(), (20, b"uv".to_vec()));
+        assert_eq!(read(&file, 99, 2).unwrap(), (26, Vec::new()));
+        assert_eq!(label(&file).unwrap(), b"label");
+        // A writer that is restarted goes on where the log ends.
+        Ring::open(file.try_clone().unwrap()).unwrap().append(b"!").unwrap();
+        assert_eq!(read(&file, 25, 9).unwrap(), (25, b"z!".to_vec()));
+    }
+
+    #[test]
+    fn bytes_that_a_killed_writer_was_overwriting_are_not_shown() {
+        let (file, mut ring) = log(10);
+        ring.append(b"0123456789").unwrap();
+        file.write_all_at(&14_u64.to_le_bytes(), AT_RESERVED).unwrap();
+        file.write_all_at(b"xx", HEADER_BYTES).unwrap();
+        assert_eq!(read(&file, 0, 100).unwrap(), (4, b"456789".to_vec()));
+    }
+}

@@ -81,7 +81,8 @@ pub(super) fn summarise(plan: &mut Plan, desired: &Desired<'_>, now: Timestamp) 
     status.phase = Some(phase);
     status.task_state = Some(task_state(status, phase));
     if ending(status).is_none() {
-        let first = plan.waiting.first();
+        // What the agent itself waits for says more than what is swept up beside it.
+        let first = plan.waiting.iter().find(|w| w.reason != reason::CLEANING_UP).or(plan.waiting.first());
         plan.status.reason = first.map(|w| w.reason.clone());
         plan.status.message = first.map(|w| steady(&w.message));
     }

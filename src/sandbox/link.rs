@@ -52,7 +52,6 @@ pub struct LinkServer {
 }
 
 struct Shared {
-    lease: Duration,
     epoch: AtomicU64,
     changes: broadcast::Sender<Uid>,
     runs: Mutex<BTreeMap<RunId, Arc<RunLink>>>,
@@ -62,6 +61,8 @@ struct Shared {
 struct RunLink {
     run: RunId,
     epoch: Epoch,
+    /// How long a renewal is held: by the lease that this run was made with, whatever the configuration says now.
+    hold: Duration,
     folder: RunFolder,
     word: watch::Sender<Word>,
     secret_hash: Mutex<Option<String>>,
@@ -75,7 +76,7 @@ impl LinkServer {
     /// Starts the thread.
     /// # Errors
     /// No thread or descriptors are left.
-    pub fn start(lease: Duration) -> io::Result<Self> {
+    pub fn start() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (quit, quitting) = oneshot::channel::<()>();
@@ -83,7 +84,7 @@ impl LinkServer {
             let _ = runtime.block_on(quitting);
             runtime.shutdown_background();
         })?;
-        let shared = Shared { lease, epoch: AtomicU64::new(0), changes: broadcast::channel(CHANGES_KEPT).0, runs: Mutex::default() };
+        let shared = Shared { epoch: AtomicU64::new(0), changes: broadcast::channel(CHANGES_KEPT).0, runs: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), runtime: handle, quit: Some(quit), thread: Some(thread) })
     }
 
@@ -101,11 +102,12 @@ impl LinkServer {
     /// Binds the control socket of a run, anew if there was one, and serves it.
     /// # Errors
     /// The socket cannot be bound.
-    pub fn serve(&self, run: &RunId, epoch: Epoch, folder: &RunFolder) -> io::Result<()> {
+    pub fn serve(&self, run: &RunId, epoch: Epoch, lease_millis: u64, folder: &RunFolder) -> io::Result<()> {
         let listener = bind(folder)?;
         let link = Arc::new(RunLink {
             run: run.clone(),
             epoch,
+            hold: Duration::from_millis(hold_millis(lease_millis)),
             folder: folder.clone(),
             word: watch::Sender::new(Word::Renew),
             secret_hash: Mutex::default(),
@@ -286,8 +288,7 @@ async fn renew(shared: Arc<Shared>, link: Arc<RunLink>, request: RenewRequest) -
         Err(_) => return plain(StatusCode::INTERNAL_SERVER_ERROR),
     };
     let mut word = link.word.subscribe();
-    let hold = Duration::from_millis(hold_millis(u64::try_from(shared.lease.as_millis()).unwrap_or(u64::MAX)));
-    let told = !stopped && tokio::time::timeout(hold, word.wait_for(|word| *word == Word::Stop)).await.is_err();
+    let told = !stopped && tokio::time::timeout(link.hold, word.wait_for(|word| *word == Word::Stop)).await.is_err();
     let epoch = shared.epoch.load(Ordering::SeqCst).max(link.epoch.0);
     json(&RenewAnswer { word: if told { Word::Renew } else { Word::Stop }, epoch })
 }

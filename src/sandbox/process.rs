@@ -95,14 +95,16 @@ pub struct ProcessSandbox {
 struct Inner {
     config: ProcessConfig,
     link: LinkServer,
-    runs: Mutex<Runs>,
+    known: Mutex<BTreeMap<RunId, Arc<Run>>>,
+    /// A lock of its own: it is held while the disk works, and nobody who stops or looks may wait for that.
+    fences: Mutex<Fences>,
 }
 
+/// The highest that was seen; what is lower is refused.
 #[derive(Default)]
-struct Runs {
+struct Fences {
     epoch: Epoch,
     attempts: BTreeMap<Uid, Attempt>,
-    known: BTreeMap<RunId, Arc<Run>>,
 }
 
 /// One run that has a folder, or is about to.
@@ -181,29 +183,14 @@ impl Sandbox for ProcessSandbox {
     }
 }
 
-impl Runs {
-    /// Refuses what is older than what was seen.
-    fn check_fence(&self, run: &RunId, epoch: Epoch) -> Result<(), SandboxError> {
-        if epoch < self.epoch {
-            return Err(SandboxError::Fenced(format!("epoch {} of {run} is older than {}", epoch.0, self.epoch.0)));
-        }
-        match self.attempts.get(&run.uid) {
-            Some(highest) if run.attempt < *highest => {
-                Err(SandboxError::Fenced(format!("attempt {} of {run} is older than {highest}", run.attempt)))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 impl Inner {
     fn open(mut config: ProcessConfig) -> io::Result<Self> {
         for name in ["runs", "logs"] {
             DirBuilder::new().recursive(true).mode(0o700).create(config.state.join(name))?;
         }
         config.state = fs::canonicalize(&config.state)?;
-        let link = LinkServer::start(config.lease)?;
-        let inner = Self { config, link, runs: Mutex::default() };
+        let link = LinkServer::start()?;
+        let inner = Self { config, link, known: Mutex::default(), fences: Mutex::default() };
         inner.read_fences()?;
         for entry in fs::read_dir(inner.config.state.join("runs"))? {
             let entry = entry?;
@@ -211,12 +198,20 @@ impl Inner {
                 inner.adopt(entry.path())?;
             }
         }
-        inner.link.raise_epoch(inner.runs().epoch);
+        inner.link.raise_epoch(inner.fences().epoch);
         Ok(inner)
     }
 
-    fn runs(&self) -> MutexGuard<'_, Runs> {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &RunId) -> Option<Arc<Run>> {
+        self.known().get(id).cloned()
+    }
+
+    fn fences(&self) -> MutexGuard<'_, Fences> {
+        self.fences.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run_of(&self, id: &RunId) -> Arc<Run> {
@@ -231,31 +226,41 @@ impl Inner {
 
     fn read_fences(&self) -> io::Result<()> {
         let number = |path: PathBuf| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-        let mut runs = self.runs();
-        runs.epoch = Epoch(number(self.config.state.join("runs").join(FILE_EPOCH)).unwrap_or(0));
+        let mut fences = self.fences();
+        fences.epoch = Epoch(number(self.config.state.join("runs").join(FILE_EPOCH)).unwrap_or(0));
         for entry in fs::read_dir(self.config.state.join("logs"))? {
             let entry = entry?;
             let uid = entry.file_name().to_str().and_then(|name| Uid::new(name).ok());
             let attempt = number(entry.path().join(FILE_ATTEMPT)).and_then(|n| u32::try_from(n).ok());
             if let (Some(uid), Some(attempt)) = (uid, attempt) {
-                runs.attempts.insert(uid, Attempt(attempt));
+                fences.attempts.insert(uid, Attempt(attempt));
             }
         }
         Ok(())
     }
 
-    /// Remembers epoch and attempt, durably, before anything is made for them.
-    fn raise_fences(&self, runs: &mut Runs, run: &RunId, epoch: Epoch) -> io::Result<()> {
-        if epoch > runs.epoch {
-            write_durable(&self.config.state.join("runs"), FILE_EPOCH, epoch.0.to_string().as_bytes())?;
-            runs.epoch = epoch;
+    /// Refuses what is older than what was seen, and remembers epoch and attempt, durably, before anything is made for them.
+    fn fence(&self, run: &RunId, epoch: Epoch) -> Result<(), SandboxError> {
+        let mut fences = self.fences();
+        if epoch < fences.epoch {
+            return Err(SandboxError::Fenced(format!("epoch {} of {run} is older than {}", epoch.0, fences.epoch.0)));
+        }
+        let highest = fences.attempts.get(&run.uid).copied();
+        if let Some(highest) = highest.filter(|highest| run.attempt < *highest) {
+            return Err(SandboxError::Fenced(format!("attempt {} of {run} is older than {highest}", run.attempt)));
+        }
+        if epoch > fences.epoch {
+            let runs = self.config.state.join("runs");
+            write_durable(&runs, FILE_EPOCH, epoch.0.to_string().as_bytes()).map_err(Self::failed(run, "prepare"))?;
+            fences.epoch = epoch;
             self.link.raise_epoch(epoch);
         }
-        let logs = self.config.state.join("logs").join(run.uid.as_str());
-        if runs.attempts.get(&run.uid).is_none_or(|highest| run.attempt > *highest) {
-            DirBuilder::new().recursive(true).mode(0o700).create(&logs)?;
-            write_durable(&logs, FILE_ATTEMPT, run.attempt.to_string().as_bytes())?;
-            runs.attempts.insert(run.uid.clone(), run.attempt);
+        if highest != Some(run.attempt) {
+            let logs = self.config.state.join("logs").join(run.uid.as_str());
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&logs);
+            made.and_then(|()| write_durable(&logs, FILE_ATTEMPT, run.attempt.to_string().as_bytes()))
+                .map_err(Self::failed(run, "prepare"))?;
+            fences.attempts.insert(run.uid.clone(), run.attempt);
         }
         Ok(())
     }
@@ -279,17 +284,19 @@ impl Inner {
             return remove_tree(folder.path());
         };
         if spec.installation != self.config.installation {
+            tracing::warn!(folder = %folder.path().display(), installation = spec.installation, "left alone: a run of another installation");
             return Ok(());
         }
         let run = self.run_of(&spec.run);
         if folder.is_held()? {
-            self.link.serve(&spec.run, spec.epoch, &run.folder)?;
+            tracing::info!(run = %spec.run, "adopted a sandbox");
+            self.link.serve(&spec.run, spec.epoch, spec.launch.lease_millis, &run.folder)?;
         }
-        let mut runs = self.runs();
-        runs.epoch = runs.epoch.max(spec.epoch);
-        let highest = runs.attempts.entry(spec.run.uid.clone()).or_default();
+        let mut fences = self.fences();
+        fences.epoch = fences.epoch.max(spec.epoch);
+        let highest = fences.attempts.entry(spec.run.uid.clone()).or_default();
         *highest = spec.run.attempt.max(*highest);
-        runs.known.insert(spec.run, run);
+        self.known().insert(spec.run, run);
         Ok(())
     }
 
@@ -304,7 +311,7 @@ impl Inner {
         self.remove(&run)?;
         let spec = RunSpec {
             run: run.clone(),
-            epoch: self.runs().epoch,
+            epoch: self.fences().epoch,
             tree: tree.clone(),
             home: None,
             base_objects: None,
@@ -320,7 +327,7 @@ impl Inner {
         self.remove(&run)?;
         let logs = self.config.state.join("logs").join(SELF_TEST_UID);
         fs::remove_dir_all(&logs).and_then(|()| fs::remove_dir(&tree)).map_err(cannot)?;
-        self.runs().attempts.remove(&uid);
+        self.fences().attempts.remove(&uid);
         match outcome {
             Some(EndCause::Exited(0)) => Ok(()),
             Some(EndCause::NotStarted(text) | EndCause::CannotExecute(text)) => {

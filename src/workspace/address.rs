@@ -105,7 +105,10 @@ fn local(allowed: &Allowed, given: &str, path: &str) -> Result<Remote, Workspace
     }
     let found = Path::new(path).canonicalize().map_err(|source| {
         // Whether a path outside exists is nobody's business.
-        if lexically_allowed(allowed, Path::new(path)) { not_found(given, &source.to_string()) } else { not_allowed(allowed, given) }
+        match existing_part(Path::new(path)) {
+            Some(part) if is_allowed(allowed, &part) => not_found(given, &source.to_string()),
+            Some(_) | None => not_allowed(allowed, given),
+        }
     })?;
     // `/x/.git` and `/x` are one remote.
     let found = match (found.file_name(), found.parent()) {
@@ -145,12 +148,17 @@ fn git_folder(given: &str, found: &Path) -> Result<PathBuf, WorkspaceError> {
 }
 
 fn check(allowed: &Allowed, given: &str, path: &Path) -> Result<(), WorkspaceError> {
-    if lexically_allowed(allowed, path) { Ok(()) } else { Err(not_allowed(allowed, given)) }
+    if is_allowed(allowed, path) { Ok(()) } else { Err(not_allowed(allowed, given)) }
 }
 
-fn lexically_allowed(allowed: &Allowed, path: &Path) -> bool {
-    let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
-    !climbs && allowed.folders.iter().any(|folder| path.starts_with(folder)) && !path.starts_with(&allowed.state)
+/// Judges a canonical path.
+fn is_allowed(allowed: &Allowed, path: &Path) -> bool {
+    allowed.folders.iter().any(|folder| path.starts_with(folder)) && !path.starts_with(&allowed.state)
+}
+
+/// The canonical form of as much of a path as exists.
+fn existing_part(path: &Path) -> Option<PathBuf> {
+    path.ancestors().find_map(|part| part.canonicalize().ok())
 }
 
 fn not_found(given: &str, why: &str) -> WorkspaceError {

@@ -38,7 +38,7 @@ pub(super) fn lay_out(
     let layout = Layout { pair, opened: &opened, owner, umask: workspaces.umask, time };
     let placed = layout.commit(content, &folder)?;
     let author = (workspaces.config.author_name.as_str(), workspaces.config.author_email.as_str());
-    Scratch { pair, opened: &opened, owner, author, head, time }.write(root, &placed)
+    Scratch { pair, opened: &opened, owner, author, head, shown: content, time }.write(root, &placed)
 }
 
 /// The shared checkout that a tree stands on; laid out if it is not there.

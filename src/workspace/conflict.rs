@@ -7,7 +7,9 @@ use super::error::WorkspaceError;
 use super::layout::Kind;
 use super::repository::{Pair, Writer};
 use git2::{Index, IndexConflict, IndexEntry, IndexTime, MergeFileInput, MergeFileOptions, ObjectType, Oid, Repository};
+use std::ffi::OsStr;
 use std::fmt::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Most bytes of hunks that are told, over all paths.
@@ -84,8 +86,7 @@ pub(super) fn mark(
 }
 
 fn remove(pair: &Pair, index: &mut Index, path: &[u8]) -> Result<(), WorkspaceError> {
-    let path = String::from_utf8_lossy(path).into_owned();
-    index.conflict_remove(Path::new(&path)).map_err(pair.git("lay out a conflict"))
+    index.conflict_remove(Path::new(OsStr::from_bytes(path))).map_err(pair.git("lay out a conflict"))
 }
 
 fn read_side(pair: &Pair, opened: &Repository, entry: &IndexEntry) -> Result<Side, WorkspaceError> {
@@ -187,18 +188,21 @@ fn hunks(bytes: &[u8]) -> String {
 
 /// A path that nothing in the index stands in the way of: a file where the other side has a folder goes beside it.
 fn place(index: &Index, path: Vec<u8>) -> Vec<u8> {
-    let text = String::from_utf8_lossy(&path).into_owned();
-    let below = index.find_prefix(format!("{text}/")).is_ok();
-    let above = Path::new(&text).ancestors().skip(1).any(|parent| !parent.as_os_str().is_empty() && index.get_path(parent, 0).is_some());
+    let below = index.find_prefix([path.as_slice(), b"/"].concat()).is_ok();
+    let parents = Path::new(OsStr::from_bytes(&path)).ancestors().skip(1);
+    let above = parents.filter(|parent| !parent.as_os_str().is_empty()).any(|parent| index.get_path(parent, 0).is_some());
     if !below && !above {
         return path;
     }
-    let flat = if above { text.replace('/', "_") } else { text };
-    (0_u32..)
-        .map(|number| if number == 0 { format!("{flat}~conflict") } else { format!("{flat}~conflict{number}") })
-        .find(|name| index.get_path(Path::new(name), 0).is_none())
-        .expect("an index has an end")
-        .into_bytes()
+    let mut free = path;
+    if above {
+        free.iter_mut().filter(|byte| **byte == b'/').for_each(|byte| *byte = b'_');
+    }
+    free.extend_from_slice(b"~conflict");
+    while index.get_path(Path::new(OsStr::from_bytes(&free)), 0).is_some() {
+        free.push(b'~');
+    }
+    free
 }
 
 fn tell(hunks: &mut String, path: &str, words: &str) {

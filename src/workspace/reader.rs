@@ -163,13 +163,13 @@ impl<'a, 'r> Reader<'a, 'r> {
         if tracked_only && base.is_none() {
             return Ok(None);
         }
-        let readable = names::is_readable(name.as_bytes()).then(|| String::from_utf8_lossy(name.as_bytes()).into_owned());
         let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| refused_io(&error))?;
         let type_ = FileType::from_raw_mode(stat.st_mode);
-        let Some(text) = readable else {
+        // What the base has already is not the agent's doing.
+        if base.is_none() && !names::is_readable(name.as_bytes()) {
             return Err(Trouble::Refused("the name is not readable text; rename or remove it".to_owned()));
-        };
-        let path = format!("{parent}{text}");
+        }
+        let path = format!("{parent}{}", String::from_utf8_lossy(name.as_bytes()));
         let is_folder = type_ == FileType::Directory;
         let ignored = base.is_none() && self.ignored.matches(&path, is_folder);
         if ignored {

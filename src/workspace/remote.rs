@@ -4,22 +4,19 @@
 //! hooks of ours, one allowed protocol, the literal address, no tags, no submodules, no prompts. Everything it prints is capped, and
 //! its whole process group is killed at its deadline. The remote's own hooks and configuration do count: that is the remote's right.
 //!
-//! A local remote may belong to another user than the controller; git then refuses to serve it unless `safe.directory` names it, and
-//! heeds that only in a file. So there is one file of ours with just that line; the operator's `--local-repos` is what really decides.
+//! A local remote may belong to another user than a controller that is root. Its side of git then runs as that user (`owner.rs`): its
+//! hooks get no more rights than their owner has, and no file of root's stays behind in it. Where that user could not reach it, our own
+//! user serves it; git refuses that unless `safe.directory` allows it, and heeds that only in a file. So there is one file of ours with
+//! just that line; the operator's `--local-repos` is what really decides.
 
 use super::address::Remote;
 use super::error::{WorkspaceError, io};
+use super::{owner, process};
 use crate::api::names::{Branch, CommitId};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Most bytes taken of what `git` prints: about 100,000 refs.
@@ -40,6 +37,7 @@ const FSCK_TOLERATED: &[&str] =
 pub(super) struct Git {
     program: PathBuf,
     path: OsString,
+    setpriv: Option<PathBuf>,
     configuration: PathBuf,
     timeout: Duration,
 }
@@ -72,12 +70,14 @@ impl Git {
     /// Finds the program and checks its version.
     pub(super) fn find(folder: &Path, timeout: Duration) -> Result<Self, WorkspaceError> {
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-        let program = std::env::split_paths(&path).map(|part| part.join("git")).find(|file| file.is_file()).ok_or_else(|| {
+        let find = |name: &str| std::env::split_paths(&path).map(|part| part.join(name)).find(|file| file.is_file());
+        let setpriv = find("setpriv");
+        let program = find("git").ok_or_else(|| {
             WorkspaceError::Unusable("the `git` program was not found: install git 2.32 or newer (Debian: apt install git)".to_owned())
         })?;
         let configuration = folder.join("git.config");
         std::fs::write(&configuration, "[safe]\n\tdirectory = *\n").map_err(io("write", &configuration))?;
-        let git = Self { program, path, configuration, timeout };
+        let git = Self { program, path, setpriv, configuration, timeout };
         let remote = Remote { url: String::new(), protocol: "file", given: "git --version".to_owned() };
         let told = git.run("ask", &remote, None, &["--version".into()], VERSION_TIMEOUT)?;
         if version(&told.stdout).is_none_or(|version| version < VERSION_MIN) {
@@ -89,7 +89,9 @@ impl Git {
 
     /// Looks at the remote: its default branch, and those of `branches` that exist (`None`: all).
     pub(super) fn look(&self, remote: &Remote, branches: Option<&[&Branch]>) -> Result<RemoteRefs, WorkspaceError> {
-        let mut arguments: Vec<OsString> = vec!["ls-remote".into(), "--symref".into(), "--end-of-options".into()];
+        let mut arguments: Vec<OsString> = vec!["ls-remote".into(), "--symref".into()];
+        arguments.extend(self.serve_as_owner(remote, "--upload-pack", "git-upload-pack"));
+        arguments.push("--end-of-options".into());
         arguments.push(remote.url.clone().into());
         arguments.push("HEAD".into());
         match branches {
@@ -112,6 +114,7 @@ impl Git {
         let options =
             ["fetch", "--quiet", "--no-tags", "--prune", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"];
         arguments.extend(options.into_iter().map(OsString::from));
+        arguments.extend(self.serve_as_owner(remote, "--upload-pack", "git-upload-pack"));
         arguments.extend(["--end-of-options".into(), remote.url.clone().into(), "+refs/heads/*:refs/remotes/origin/*".into()]);
         let told = self.run("fetch from", remote, Some(base), &arguments, self.timeout)?;
         if told.succeeded { Ok(()) } else { Err(failed("fetch from", remote, &told)) }
@@ -130,6 +133,7 @@ impl Git {
         let lease = format!("--force-with-lease={name}:{}", expected_old.map_or("", CommitId::as_str));
         let options = ["push", "--porcelain", "--atomic", "--no-verify", "--no-follow-tags", "--no-signed", "--recurse-submodules=no"];
         let mut arguments: Vec<OsString> = options.into_iter().map(OsString::from).collect();
+        arguments.extend(self.serve_as_owner(remote, "--receive-pack", "git-receive-pack"));
         arguments.extend([lease.into(), "--end-of-options".into(), remote.url.clone().into(), format!("{head}:{name}").into()]);
         let told = self.run("push to", remote, Some(work), &arguments, self.timeout)?;
         let refused = told.stdout.lines().any(|line| line.starts_with('!') && line.contains("[remote rejected]"));
@@ -140,10 +144,21 @@ impl Git {
         Ok(PushReply { refused, words: capped(&words.join("\n")) })
     }
 
+    /// The option that makes a local remote's side run as the user that the repository belongs to.
+    fn serve_as_owner(&self, remote: &Remote, option: &str, program: &str) -> Option<OsString> {
+        let setpriv = self.setpriv.as_ref().filter(|_| remote.protocol == "file")?.to_str()?;
+        let (uid, gid) = owner::other_owner(Path::new(&remote.url))?;
+        // For a shell, so nothing that is not ours goes in; the path of the repository is quoted by git itself.
+        let plain = setpriv.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
+        plain.then(|| {
+            let command = format!("env GIT_CONFIG_GLOBAL=/dev/null {setpriv} --reuid={uid} --regid={gid} --clear-groups {program}");
+            format!("{option}={command}").into()
+        })
+    }
+
     fn command(&self, remote: &Remote, git_dir: Option<&Path>, arguments: &[OsString]) -> Command {
         let mut command = Command::new(&self.program);
-        command.env_clear().current_dir("/").process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env_clear().current_dir("/");
         command.env("PATH", &self.path).env("HOME", "/nonexistent").env("XDG_CONFIG_HOME", "/nonexistent").env("LC_ALL", "C");
         command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", &self.configuration).env("GIT_ATTR_NOSYSTEM", "1");
         command.env("GIT_TERMINAL_PROMPT", "0").env("GIT_ASKPASS", "/bin/false").env("SSH_ASKPASS", "/bin/false");
@@ -186,21 +201,13 @@ impl Git {
         arguments: &[OsString],
         limit: Duration,
     ) -> Result<Finished, WorkspaceError> {
-        let mut child = self.command(remote, git_dir, arguments).spawn().map_err(io("run", &self.program))?;
-        let waited = wait(&mut child, Instant::now() + limit);
-        if !matches!(waited, Ok(Some(_))) {
-            // Not reaped yet, so the group still is the one that we made.
-            kill_process_group(Pid::from_child(&child), Signal::KILL).ok();
-            child.wait().ok();
-        }
-        match waited.map_err(io("follow", &self.program))? {
-            None => Err(WorkspaceError::RemoteTimeout { what, repository: remote.given.clone(), limit }),
-            Some((stdout, stderr)) => {
-                let status = child.wait().map_err(io("wait for", &self.program))?;
-                let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-                Ok(Finished { succeeded: status.success(), stdout: text(stdout), stderr: text(stderr) })
-            }
-        }
+        let command = self.command(remote, git_dir, arguments);
+        let ended = process::run(command, OUTPUT_BYTES_MAX, Instant::now() + limit).map_err(io("run", &self.program))?;
+        let Some(ended) = ended else {
+            return Err(WorkspaceError::RemoteTimeout { what, repository: remote.given.clone(), limit });
+        };
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok(Finished { succeeded: ended.status.success(), stdout: text(ended.stdout), stderr: text(ended.stderr) })
     }
 }
 
@@ -220,57 +227,6 @@ pub fn report(folder: &Path, repository: &Path, branch: &Branch) -> Result<[Stri
         ask(None, &["ls-remote", "--end-of-options", &shown, &branch.full_ref()])?,
         ask(Some(repository), &["log", "--oneline", "--no-color", "-n", "20", &branch.full_ref(), "--"])?,
     ])
-}
-
-/// Reads both outputs until the program has ended; `None`: the deadline came first. Does not wait for the end of the outputs, as a
-/// daemon that a hook of the remote started may hold them open for ever.
-fn wait(child: &mut Child, deadline: Instant) -> std::io::Result<Option<(Vec<u8>, Vec<u8>)>> {
-    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    let mut outputs = Vec::new();
-    for pipe in [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)] {
-        let pipe = pipe.expect("both outputs are pipes");
-        rustix::io::ioctl_fionbio(&pipe, true)?;
-        outputs.push((Some(File::from(pipe)), Vec::new()));
-    }
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(None);
-        }
-        let mut watched = vec![PollFd::new(&pidfd, PollFlags::IN)];
-        watched.extend(outputs.iter().filter_map(|(pipe, _)| pipe.as_ref()).map(|pipe| PollFd::new(pipe, PollFlags::IN)));
-        let timeout = Timespec::try_from(left).map_err(|_| std::io::Error::other("deadline out of range"))?;
-        match poll(&mut watched, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let ended = !watched[0].revents().is_empty();
-        for (pipe, bytes) in &mut outputs {
-            drain(pipe, bytes)?;
-        }
-        if ended {
-            let mut texts = outputs.into_iter().map(|(_, bytes)| bytes);
-            return Ok(Some((texts.next().unwrap_or_default(), texts.next().unwrap_or_default())));
-        }
-    }
-}
-
-/// Takes what is there; keeps the first `OUTPUT_BYTES_MAX` and drops the rest.
-fn drain(pipe: &mut Option<File>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
-    let mut chunk = [0_u8; 16 << 10];
-    while let Some(file) = pipe {
-        match file.read(&mut chunk) {
-            Ok(0) => *pipe = None,
-            Ok(count) => {
-                let room = OUTPUT_BYTES_MAX.saturating_sub(bytes.len());
-                bytes.extend_from_slice(&chunk[..count.min(room)]);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// `git version 2.39.5 (…)` -> (2, 39).

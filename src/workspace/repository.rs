@@ -37,6 +37,9 @@ pub(super) struct Pair {
 pub(super) fn prepare_library() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // Objects were hashed when they came in (git's index-pack) or were made (here); hashing each again whenever it is read doubles
+        // the cost of laying out a tree. The `git` program does not either; every compressed stream still has its checksum.
+        git2::opts::strict_hash_verification(false);
         // SAFETY: these change process-wide settings of libgit2 and are called once, before any repository is opened here.
         unsafe {
             // The state folder may belong to another user than the one that the controller runs as (a volume, a container). Only our own
@@ -120,18 +123,24 @@ impl Pair {
         }
         workspaces.locks.with(&format!("repository/{}", self.hash), || {
             // Somebody else may have fetched them while we waited.
-            if self.base_has(wanted)? { Ok(()) } else { workspaces.git.fetch(&self.base, remote) }
+            if self.base_has(wanted)? {
+                return Ok(());
+            }
+            // A fetch that was killed at its deadline may have left locks; nobody else fetches here.
+            sweep_locks(&self.base).map_err(io("sweep", &self.base))?;
+            workspaces.git.fetch(&self.base, remote)
         })?;
         match self.base_has(wanted)? {
             true => Ok(()),
             false => {
-                let words = "a branch moved while it was fetched; this is tried again".to_owned();
+                let words = "a branch moved while it was fetched, or no branch has the commit any more".to_owned();
                 Err(WorkspaceError::Remote { what: "fetch from", repository: self.repository.clone(), words })
             }
         }
     }
 
-    fn base_has(&self, wanted: &[&CommitId]) -> Result<bool, WorkspaceError> {
+    /// Whether every commit was fetched.
+    pub(super) fn base_has(&self, wanted: &[&CommitId]) -> Result<bool, WorkspaceError> {
         let base = self.open_base()?;
         Ok(wanted.iter().all(|commit| base.find_commit(oid(commit)).is_ok()))
     }
@@ -147,6 +156,46 @@ impl Pair {
     pub(super) fn git(&self, what: &'static str) -> impl FnOnce(git2::Error) -> WorkspaceError + use<> {
         git(what, &self.repository)
     }
+}
+
+/// Takes away what a killed process left in the repositories: locks of refs and files, half-written objects. Called before anybody works.
+pub(super) fn sweep(workspaces: &Workspaces) -> Result<(), WorkspaceError> {
+    let repositories = &workspaces.folders.repositories;
+    for hash in files::names_in(repositories).map_err(io("read", repositories))? {
+        for name in ["base.git", "work.git"] {
+            let path = repositories.join(&hash).join(name);
+            if !path.is_dir() {
+                continue;
+            }
+            sweep_locks(&path).map_err(io("sweep", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn sweep_locks(repository: &Path) -> std::io::Result<()> {
+    let mut folders = vec![repository.join("refs")];
+    let half_written = |name: &str| name.starts_with("tmp_") || name.starts_with("pack_git2_");
+    for (folder, is_left) in [
+        (repository.to_owned(), (&|name: &str| name.ends_with(".lock")) as &dyn Fn(&str) -> bool),
+        (repository.join("objects"), &half_written),
+        (repository.join("objects/pack"), &half_written),
+    ] {
+        for name in files::names_in(&folder)?.iter().filter(|name| is_left(name)) {
+            files::remove_all(&folder, name)?;
+        }
+    }
+    while let Some(folder) = folders.pop() {
+        for name in files::names_in(&folder)? {
+            let path = folder.join(&name);
+            if path.is_dir() {
+                folders.push(path);
+            } else if name.ends_with(".lock") {
+                files::remove_all(&folder, &name)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Libgit2's form of a commit id.

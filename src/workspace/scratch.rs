@@ -29,6 +29,8 @@ pub(super) struct Scratch<'a> {
     pub(super) author: (&'a str, &'a str),
     /// What HEAD is.
     pub(super) head: &'a CommitId,
+    /// What was laid out.
+    pub(super) shown: &'a CommitId,
     /// Time of all files, in seconds.
     pub(super) time: i64,
 }
@@ -83,21 +85,29 @@ impl Scratch<'_> {
     }
 
     fn index(&self, path: &Path, placed: &[Placed]) -> Result<(), WorkspaceError> {
-        let failed = || self.pair.git("write an index");
-        let laid: BTreeMap<&[u8], &Placed> = placed.iter().map(|file| (file.path.as_slice(), file)).collect();
-        let mut index = Index::open(path).map_err(failed())?;
-        for (path, id, mode) in self.entries()? {
-            // What was laid out otherwise gets no size and no time: git then looks at the file itself.
-            let same = laid.get(path.as_slice()).filter(|file| file.id == id && file.mode == mode);
-            let seconds = same.map_or(0, |_| i32::try_from(self.time).unwrap_or(0));
-            let size = same.map_or(0, |file| file.size);
-            let time = IndexTime::new(seconds, 0);
-            let (ctime, mtime) = (time, time);
-            let entry =
-                IndexEntry { ctime, mtime, dev: 0, ino: 0, mode, uid: 0, gid: 0, file_size: size, id, flags: 0, flags_extended: 0, path };
-            index.add(&entry).map_err(failed())?;
+        let mut index = Index::open(path).map_err(self.pair.git("write an index"))?;
+        let time = i32::try_from(self.time).unwrap_or(0);
+        if self.head == self.shown {
+            for file in placed {
+                self.add(&mut index, file.path.clone(), file.id, file.mode, (time, file.size))?;
+            }
+        } else {
+            let laid: BTreeMap<&[u8], &Placed> = placed.iter().map(|file| (file.path.as_slice(), file)).collect();
+            for (path, id, mode) in self.entries()? {
+                // What was laid out otherwise gets no size and no time: git then looks at the file itself.
+                let same = laid.get(path.as_slice()).filter(|file| file.id == id && file.mode == mode);
+                self.add(&mut index, path, id, mode, same.map_or((0, 0), |file| (time, file.size)))?;
+            }
         }
-        index.write().map_err(failed())
+        index.write().map_err(self.pair.git("write an index"))
+    }
+
+    fn add(&self, index: &mut Index, path: Vec<u8>, id: Oid, mode: u32, (seconds, size): (i32, u32)) -> Result<(), WorkspaceError> {
+        let time = IndexTime::new(seconds, 0);
+        let (ctime, mtime) = (time, time);
+        let entry =
+            IndexEntry { ctime, mtime, dev: 0, ino: 0, mode, uid: 0, gid: 0, file_size: size, id, flags: 0, flags_extended: 0, path };
+        index.add(&entry).map_err(self.pair.git("write an index"))
     }
 
     /// Everything in `head`: path, object, mode.

@@ -6,7 +6,7 @@ use super::files;
 use super::place::{self, Meta, Place, Stage};
 use super::repository::Pair;
 use super::types::{GateTreeSpec, TreeInventory, TreePaths, TreeSpec};
-use super::{checkout, rescue};
+use super::{address, checkout, rescue};
 use crate::api::names::Uid;
 use crate::plan::observed::WorkspaceSeen;
 use std::collections::BTreeSet;
@@ -31,6 +31,11 @@ pub(super) fn ensure(workspaces: &Workspaces, spec: &TreeSpec) -> Result<TreePat
     workspaces.locks.with(&lock(&spec.uid), || {
         let place = Place { parent: workspaces.folders.trees.clone(), name: spec.name.clone() };
         let pair = Pair::of(workspaces, &spec.namespace, &spec.repository);
+        pair.ensure(workspaces)?;
+        if !pair.base_has(&[&spec.base])? {
+            // Our copy was lost, or is another host's.
+            pair.fetch_missing(workspaces, &address::parse(&workspaces.allowed, &spec.repository)?, &[&spec.base])?;
+        }
         let wanted = Meta {
             uid: spec.uid.clone(),
             hash: pair.hash.clone(),

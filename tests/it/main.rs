@@ -1,7 +1,5 @@
 //! The one offline test binary: everything that needs no Docker, Valkey, Kubernetes or browser.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-
 mod agent_contract;
 mod audit;
 mod cli;

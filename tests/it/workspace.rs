@@ -1,6 +1,7 @@
 //! Workspaces on real repositories, made and looked at by the `git` program.
 
 mod address;
+mod crash;
 mod fixture;
 mod integrate;
 mod push;

@@ -1,7 +1,6 @@
 //! Making a sandbox: intent first, then a launcher that outlives us.
 
 use super::{Inner, Run};
-use crate::api::names::RunId;
 use crate::inside::wire::{FILE_SPEC, FILE_TASK, FILE_WAIT, LaunchSpec, ToolMount, WaitReport};
 use crate::inside::{output, system};
 use crate::sandbox::process::folder::StoredSpec;
@@ -29,12 +28,8 @@ const DESCRIPTOR_MIN: i32 = 10;
 impl Inner {
     pub(super) fn ensure(&self, spec: &RunSpec) -> Result<(), SandboxError> {
         let id = &spec.run;
-        let run = {
-            let mut runs = self.runs();
-            runs.check_fence(id, spec.epoch)?;
-            self.raise_fences(&mut runs, id, spec.epoch).map_err(Self::failed(id, "prepare"))?;
-            runs.known.entry(id.clone()).or_insert_with(|| self.run_of(id)).clone()
-        };
+        self.fence(id, spec.epoch)?;
+        let run = self.known().entry(id.clone()).or_insert_with(|| self.run_of(id)).clone();
         {
             let _making = run.making.lock().unwrap_or_else(PoisonError::into_inner);
             let exists = fs::exists(run.folder.path().join(FILE_SPEC)).map_err(Self::failed(id, "look for"))?;
@@ -52,7 +47,7 @@ impl Inner {
             Err(e) => {
                 // No intent, no run: nothing was started, and nothing may be left.
                 self.link.forget(&run.id);
-                self.runs().known.remove(&run.id);
+                self.known().remove(&run.id);
                 let _ = fs::remove_dir_all(run.folder.path());
                 return Err(Self::failed(&run.id, "prepare")(e));
             }
@@ -90,7 +85,7 @@ impl Inner {
             installation: self.config.installation.clone(),
             launch: self.launch_spec(spec, &log),
         };
-        self.link.serve(&run.id, spec.epoch, &run.folder)?;
+        self.link.serve(&run.id, spec.epoch, stored.launch.lease_millis, &run.folder)?;
         run.folder.write(FILE_SPEC, &stored)?;
         Ok(lock)
     }
@@ -136,10 +131,6 @@ impl Inner {
             }
             std::thread::sleep(LOOK_PAUSE);
         }
-    }
-
-    pub(super) fn known(&self, id: &RunId) -> Option<std::sync::Arc<Run>> {
-        self.runs().known.get(id).cloned()
     }
 }
 

@@ -32,9 +32,9 @@ impl Inner {
         let wanted: Vec<Arc<Run>> = match uid {
             Some(uid) => {
                 let first = RunId { uid: uid.clone(), attempt: Attempt(0), role: Role::Agent };
-                self.runs().known.range(first..).map(|(_, run)| run.clone()).take_while(|run| run.id.uid == *uid).collect()
+                self.known().range(first..).map(|(_, run)| run.clone()).take_while(|run| run.id.uid == *uid).collect()
             }
-            None => self.runs().known.values().cloned().collect(),
+            None => self.known().values().cloned().collect(),
         };
         wanted.iter().map(|run| self.look(run).map_err(|e| SandboxError::CannotObserve(format!("{}: {e}", run.id)))).collect()
     }

@@ -18,7 +18,7 @@ const LAUNCHER_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Inner {
     pub(super) fn stop(&self, id: &RunId) -> Result<(), SandboxError> {
-        let Some(run) = self.known(id) else { return Ok(()) };
+        let Some(run) = self.find(id) else { return Ok(()) };
         if run.ended.get().is_some() {
             return Ok(());
         }
@@ -74,7 +74,7 @@ impl Inner {
     }
 
     pub(super) fn remove(&self, id: &RunId) -> Result<(), SandboxError> {
-        let Some(run) = self.known(id) else { return Ok(()) };
+        let Some(run) = self.find(id) else { return Ok(()) };
         let until = Instant::now() + LAUNCHER_PATIENCE;
         loop {
             let seen = self.look(&run).map_err(Self::failed(id, "look at"))?;
@@ -92,7 +92,7 @@ impl Inner {
             other => other,
         };
         moved.and_then(|()| remove_tree(&away)).map_err(Self::failed(id, "remove"))?;
-        self.runs().known.remove(id);
+        self.known().remove(id);
         Ok(())
     }
 }

@@ -9,14 +9,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-pub const SANDBOX_UID: u32 = 64_100;
+/// Overlays, device nodes and files of other users need root; everything else is tested as whoever runs this.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+pub fn sandbox_uid() -> u32 {
+    if is_root() { 64_100 } else { rustix::process::geteuid().as_raw() }
+}
 
 pub struct World {
     pub ws: Workspaces,
     pub repos: PathBuf,
     pub state: PathBuf,
     pub remote: String,
-    _folder: Folder,
+    _folder: Option<Folder>,
 }
 
 /// Unmounts what a failed test left, so that its folder can go.
@@ -78,13 +85,13 @@ pub fn write(path: &Path, content: &str) {
 pub fn config(state: &Path, repos: &Path, mode: TreeModeWish) -> WorkspaceConfig {
     WorkspaceConfig {
         state: state.to_owned(),
-        sandbox_uid: SANDBOX_UID,
-        sandbox_gid: SANDBOX_UID,
+        sandbox_uid: sandbox_uid(),
+        sandbox_gid: if is_root() { sandbox_uid() } else { rustix::process::getegid().as_raw() },
         local_repos: vec![repos.to_owned()],
         author_name: "Mosaic".into(),
         author_email: "mosaic@example.org".into(),
         trusted_branches: Vec::new(),
-        tree_mode: mode,
+        tree_mode: if is_root() { mode } else { TreeModeWish::Checkout },
         remote_timeout: Duration::from_secs(60),
         limits: SnapshotLimits::default(),
     }
@@ -109,7 +116,8 @@ impl World {
         git_ok(&repos, &["clone", "--quiet", "remote.git", "person"]);
         let mut config = config(&state, &repos, mode);
         change(&mut config);
-        let world = Self { ws: Workspaces::open(config).unwrap(), repos, state, remote: remote.to_str().unwrap().into(), _folder: folder };
+        let world =
+            Self { ws: Workspaces::open(config).unwrap(), repos, state, remote: remote.to_str().unwrap().into(), _folder: Some(folder) };
         world.commit(&[
             ("README.md", "one\ntwo\nthree\n"),
             ("src/main.txt", "main\n"),
@@ -118,6 +126,13 @@ impl World {
             ("kept.log", "tracked although ignored\n"),
         ]);
         world
+    }
+
+    /// What another process made; it stays when this one ends.
+    pub fn existing(state: &Path, repos: &Path, mode: TreeModeWish) -> Self {
+        let ws = Workspaces::open(config(state, repos, mode)).unwrap();
+        let remote = repos.join("remote.git").to_str().unwrap().to_owned();
+        Self { ws, repos: repos.to_owned(), state: state.to_owned(), remote, _folder: None }
     }
 
     pub fn reopen(&mut self, mode: TreeModeWish) {

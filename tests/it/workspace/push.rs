@@ -155,3 +155,35 @@ fn hooks_and_settings_of_a_user_do_not_run_ours() {
     assert_eq!(world.push(1, &base, &head, "mosaic/x"), Pushed::Verified(head));
     assert!(!canary.exists());
 }
+
+#[test]
+fn a_repository_of_another_user_is_served_as_that_user() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(TreeModeWish::Overlay);
+    std::fs::set_permissions(world.repos.parent().unwrap(), PermissionsExt::from_mode(0o755)).unwrap();
+    hook(&world.remote, "post-receive", "id -u > who");
+    let chown = std::process::Command::new("chown").args(["-R", "12345:12345", &world.remote]).status().unwrap();
+    assert!(chown.success());
+    let (base, head) = candidate(&world);
+    assert_eq!(world.push(1, &base, &head, "mosaic/x"), Pushed::Verified(head));
+    assert_eq!(std::fs::read_to_string(Path::new(&world.remote).join("who")).unwrap(), "12345\n");
+    let foreign = std::process::Command::new("find").args([&world.remote, "!", "-uid", "12345"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&foreign.stdout), "", "files of root in somebody else's repository");
+}
+
+#[test]
+fn locks_that_a_killed_process_left_do_not_stop_anything() {
+    let mut world = World::new(TreeModeWish::Overlay);
+    let (base, head) = candidate(&world);
+    let base_git = world.work().with_file_name("base.git");
+    for lock in ["packed-refs.lock", "refs/remotes/origin/main.lock", "objects/pack/tmp_pack_abcdef"] {
+        write(&base_git.join(lock), "");
+    }
+    write(&world.work().join(format!("refs/pushed/{}.lock", uid(1))), "");
+    world.reopen(TreeModeWish::Overlay);
+    assert_eq!(world.push(1, &base, &head, "mosaic/x"), Pushed::Verified(head));
+    let tip = world.commit(&[("README.md", "next\n")]);
+    assert_eq!(world.resolve().base, tip);
+}

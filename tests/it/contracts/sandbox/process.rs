@@ -7,6 +7,7 @@ use mosaic::plan::observed::{EndCause, SandboxState};
 use mosaic::sandbox::process::folder::RunFolder;
 use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID, find_init};
 use mosaic::sandbox::{RunSpec, Sandbox, SandboxError, logs};
+use mosaic::tools::ToolRoot;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -81,7 +82,7 @@ async fn agent_sees_its_sandbox_and_nothing_of_the_host() {
     fs::write(&secret, "secret of the host").unwrap();
     let script = format!(
         r#"set -u
-        echo "ids $(id -u) $(id -g) $(id -G)"; echo "home $HOME"; echo "cwd $(pwd)"; echo "name $(hostname)"
+        echo "ids $(id -u) $(id -g) $(id -G)"; echo "home $HOME"; echo "cwd $(pwd)"; echo "name $(hostname)"; echo "oom $(cat /proc/self/oom_score_adj)"
         echo "interfaces" $(tail -n +3 /proc/net/dev | cut -d: -f1)
         echo "pids" $(ls /proc | grep -E '^[0-9]+$' | head -1) $(ls /proc | grep -cE '^[0-9]+$')
         grep -E '^(Cap(Inh|Prm|Eff|Bnd|Amb)|NoNewPrivs|SigBlk):' /proc/self/status | tr '\t' ' '
@@ -101,8 +102,17 @@ async fn agent_sees_its_sandbox_and_nothing_of_the_host() {
     let lines: Vec<&str> = end.output_tail.lines().collect();
     let has = |line: &str| assert!(lines.contains(&line), "no {line:?} in\n{}", end.output_tail);
     let ids = format!("ids {SANDBOX_UID} {SANDBOX_UID} {SANDBOX_UID}");
-    for line in [ids.as_str(), "home /home/agent", "cwd /workspace", "name mosaic", "interfaces lo", "EXTRA=value", "CI=1", "LANG=C.UTF-8"]
-    {
+    for line in [
+        ids.as_str(),
+        "home /home/agent",
+        "cwd /workspace",
+        "name mosaic",
+        "oom 500",
+        "interfaces lo",
+        "EXTRA=value",
+        "CI=1",
+        "LANG=C.UTF-8",
+    ] {
         has(line);
     }
     for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "SigBlk"] {
@@ -137,6 +147,45 @@ async fn home_base_objects_and_task_are_where_the_contract_says() {
     let end = host.subject(&sandbox).run(spec).await;
     assert_eq!((end.cause, end.output_tail.as_str()), (EndCause::Exited(0), "the task, an object"));
     assert_eq!(fs::read_to_string(home.join("kept")).unwrap(), "kept\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tool_roots_are_on_the_path_read_only_and_linked_from_home() {
+    let host = Host::new();
+    let tool = host.state.path().join("tool");
+    fs::create_dir_all(tool.join("bin")).unwrap();
+    fs::write(tool.join("bin/greet"), "#!/bin/sh\necho greetings, $GREETING\n").unwrap();
+    fs::set_permissions(tool.join("bin/greet"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::write(tool.join("secret"), "not shown").unwrap();
+    let root = ToolRoot {
+        name: "greeter".to_owned(),
+        host: tool,
+        folders: vec!["bin".into()],
+        bin: vec!["/mosaic/tools/greeter/bin".into()],
+        env: [("GREETING".to_owned(), "friend".to_owned())].into(),
+        home_links: vec![(".greeter/programs".into(), "/mosaic/tools/greeter/bin".into())],
+    };
+    let sandbox = ProcessSandbox::open(ProcessConfig { tool_roots: vec![root], ..host.config() }).unwrap();
+    let script = "greet; ls ~/.greeter/programs /mosaic/tools/greeter; touch /mosaic/tools/greeter/bin/x 2>/dev/null || echo read-only";
+    let end = host.subject(&sandbox).run(host.subject(&sandbox).script("tools-0001", 1, script)).await;
+    let lines: Vec<&str> = end.output_tail.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(lines, ["greetings, friend", "/home/agent/.greeter/programs:", "greet", "/mosaic/tools/greeter:", "bin", "read-only"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adopted_run_keeps_the_lease_it_was_made_with() {
+    let host = Host { lease: Duration::from_secs(2), ..Host::new() };
+    let spec = {
+        let sandbox = host.open();
+        let spec = host.subject(&sandbox).script("old-lease1", 1, "sleep 1000");
+        sandbox.ensure(spec.clone()).await.unwrap();
+        spec
+    };
+    // A renewal held for a sixth of this lease would come too late for the run.
+    let sandbox = ProcessSandbox::open(ProcessConfig { lease: Duration::from_secs(60), ..host.config() }).unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(matches!(seen(&sandbox, &spec.run).await.unwrap().state, SandboxState::Running { .. }));
+    sandbox.stop(&spec.run).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,96 @@
+//! One child process: run to its end or its deadline, with what it prints capped.
+//!
+//! It leads a process group of its own, which is killed as a whole. It also dies with the controller: the signal for that is bound to
+//! the thread that started it, and that thread is here until the child has ended.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+/// How a child ended.
+pub(super) struct Ended {
+    /// Its status.
+    pub(super) status: ExitStatus,
+    /// The first bytes of its output.
+    pub(super) stdout: Vec<u8>,
+    /// The first bytes of its error output.
+    pub(super) stderr: Vec<u8>,
+}
+
+/// Runs a command; `None`: the deadline came first, and its whole group was killed.
+pub(super) fn run(mut command: Command, output_bytes_max: usize, deadline: Instant) -> std::io::Result<Option<Ended>> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let parent = std::process::id();
+    // SAFETY: between fork and exec only two system calls are made, nothing is allocated and no lock is taken.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            // Our parent may have died before that; then nobody would ever tell us.
+            if std::os::unix::process::parent_id() == parent { Ok(()) } else { Err(std::io::ErrorKind::Interrupted.into()) }
+        });
+    }
+    let mut child = command.spawn()?;
+    let waited = wait(&mut child, output_bytes_max, deadline);
+    if !matches!(waited, Ok(Some(_))) {
+        // Not reaped yet, so the group still is the one that we made.
+        kill_process_group(Pid::from_child(&child), Signal::KILL).ok();
+    }
+    let status = child.wait()?;
+    Ok(waited?.map(|(stdout, stderr)| Ended { status, stdout, stderr }))
+}
+
+/// Reads both outputs until the program has ended; `None`: the deadline came first. Does not wait for the end of the outputs, as a
+/// daemon that a hook of the remote started may hold them open for ever.
+fn wait(child: &mut Child, output_bytes_max: usize, deadline: Instant) -> std::io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let mut outputs = Vec::new();
+    for pipe in [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)] {
+        let pipe = pipe.expect("both outputs are pipes");
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        outputs.push((Some(File::from(pipe)), Vec::new()));
+    }
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        let mut watched = vec![PollFd::new(&pidfd, PollFlags::IN)];
+        watched.extend(outputs.iter().filter_map(|(pipe, _)| pipe.as_ref()).map(|pipe| PollFd::new(pipe, PollFlags::IN)));
+        let timeout = Timespec::try_from(left).map_err(|_| std::io::Error::other("deadline out of range"))?;
+        match poll(&mut watched, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ended = !watched[0].revents().is_empty();
+        for (pipe, bytes) in &mut outputs {
+            drain(pipe, bytes, output_bytes_max)?;
+        }
+        if ended {
+            let mut texts = outputs.into_iter().map(|(_, bytes)| bytes);
+            return Ok(Some((texts.next().unwrap_or_default(), texts.next().unwrap_or_default())));
+        }
+    }
+}
+
+/// Takes what is there; keeps the first `output_bytes_max` and drops the rest.
+fn drain(pipe: &mut Option<File>, bytes: &mut Vec<u8>, output_bytes_max: usize) -> std::io::Result<()> {
+    let mut chunk = [0_u8; 16 << 10];
+    while let Some(file) = pipe {
+        match file.read(&mut chunk) {
+            Ok(0) => *pipe = None,
+            Ok(count) => {
+                let room = output_bytes_max.saturating_sub(bytes.len());
+                bytes.extend_from_slice(&chunk[..count.min(room)]);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
