@@ -255,23 +255,5 @@ impl ServerState {
     }
 }
 
-/// Binds the server's address.
-/// # Errors
-/// The port is taken or the address cannot be bound; the text says what to do.
-pub async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!(
-            "port {} on {} is used by another program; choose another with --listen {}:PORT or MOSAIC_LISTEN (port 0 takes a free one)",
-            address.port(),
-            address.ip(),
-            address.ip()
-        ),
-        std::io::ErrorKind::PermissionDenied => {
-            format!("port {} needs more rights than this user has; choose one above 1023 with --listen", address.port())
-        }
-        _ => format!("failed to listen on {address}: {error}"),
-    })
-}
-
 /// State extractor used by handlers.
 pub type Ctx = State<ServerState>;

@@ -314,6 +314,20 @@ async fn kill_all_engages_a_halt_and_spares_what_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_spawned_under_a_halt_that_matches() {
+    let front = Front::start().await;
+    front.post("/halts", json!({ "namespace": "elsewhere" })).await;
+    front.spawn_named("unconcerned").await;
+    let (_, halt) = front.post("/halts", json!({ "reason": "drill" })).await;
+    let (status, problem) = front.post("/agents/spawn", request("halted")).await;
+    assert_eq!((status, &problem["reason"]), (StatusCode::CONFLICT, &json!("Halted")));
+    assert!(problem["detail"].as_str().unwrap().contains("drill"), "{problem}");
+    assert!(problem["hint"].as_str().unwrap().contains(halt["name"].as_str().unwrap()), "{problem}");
+    // What is known already is still told.
+    assert_eq!(front.post("/agents/spawn", request("unconcerned")).await.0, StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn kill_all_needs_no_body() {
     let front = Front::start().await;
     let (status, all) = front.send(Method::POST, "/agents/kill-all", None).await;
