@@ -1,6 +1,6 @@
 //! The commands, run as people run them: the built program against a real server.
 
-use crate::http::{Front, finished};
+use crate::http::front::{Front, finished};
 use mosaic::api::agent::Phase;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
