@@ -18,7 +18,7 @@ use std::sync::Once;
 /// Most bytes of a commit message.
 const MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Up to so many new objects are synced one by one; beyond, the whole file system is.
-const SYNC_EACH_MAX: usize = 64;
+const SYNC_EACH_MAX: usize = 500;
 
 /// The two repositories of one remote in one namespace.
 #[derive(Debug, Clone)]
