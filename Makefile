@@ -63,9 +63,9 @@ fmt: ## Format all sources
 crds: ## Print the custom resource definitions into crds/ anew
 	UPDATE_CRDS=1 $(CARGO) test --locked --test it checked_in_definitions_equal_the_printed_ones
 
-bench: build ## Measure; prints ratios with both sides measured in one run
+bench: build ## Measure; prints ratios with both sides measured in one run (ONLY="workspace controller lifecycle memory")
 	@.ci/need git
-	$(CARGO) bench --locked
+	MOSAIC_INIT="$(CURDIR)/$(INIT)" $(CARGO) bench --locked --bench ratios -- $(ONLY)
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

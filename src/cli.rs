@@ -7,6 +7,7 @@ mod apply;
 mod change;
 mod demo;
 mod describe;
+mod events;
 mod get;
 mod kill;
 mod logs;
@@ -106,6 +107,8 @@ enum Command {
     Describe(describe::Describe),
     /// Show what an agent prints
     Logs(logs::Logs),
+    /// Show what happened
+    Events(events::Events),
     /// Show the change that an agent has made so far
     Diff(logs::Diff),
     /// Wait until something is so
@@ -203,6 +206,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Get(get) => get.run(&global).await,
         Command::Describe(describe) => describe.run(&global).await,
         Command::Logs(logs) => logs.run(&global).await,
+        Command::Events(events) => events.run(&global).await,
         Command::Diff(diff) => diff.run(&global).await,
         Command::Wait(wait) => wait.run(&global).await,
         Command::Queue => get::queue(&global).await,

@@ -6,7 +6,7 @@
 use crate::api::names::Secret;
 use crate::server::auth::read_token;
 use crate::server::error::Problem;
-use crate::server::view::{AgentList, AgentView, Ending, HaltView, KillAll, QueueView, WatchLine, Written};
+use crate::server::view::{AgentList, AgentView, Ending, EventLine, HaltView, KillAll, QueueView, WatchLine, Written};
 use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
@@ -43,7 +43,7 @@ pub enum ClientError {
     },
     /// The server refused.
     #[error("{}", .0.detail)]
-    Refused(Box<Problem>),
+    Refused(Problem),
     /// The answer is not one of a Mosaic server of this version.
     #[error("{server} answered what no Mosaic server of this version would: {why}")]
     Strange {
@@ -181,12 +181,21 @@ impl Client {
     ) -> ClientResult<impl Stream<Item = ClientResult<WatchLine>> + Unpin + use<>> {
         let query = [("watch", Some("true")), ("namespace", namespace), ("name", name)];
         let response = self.follow(self.request(Method::GET, &["agents"], &query)).await?;
-        let server = self.server.clone();
-        let lines = lines(response, server.clone()).map(move |line| {
-            let line = line?;
-            serde_json::from_str(&line).map_err(|e| ClientError::Strange { server: server.clone(), why: e.to_string() })
-        });
-        Ok(Box::pin(lines))
+        Ok(Box::pin(json_lines(response, self.server.clone())))
+    }
+
+    /// What happened, of one agent or of all; with `follow` what happens from now on too.
+    /// # Errors
+    /// As [`Client::spawn`]; each line may be an error too.
+    pub async fn events(
+        &self,
+        id: Option<&str>,
+        namespace: Option<&str>,
+        follow: bool,
+    ) -> ClientResult<impl Stream<Item = ClientResult<EventLine>> + Unpin + use<>> {
+        let query = [("agent", id), ("namespace", namespace.filter(|_| id.is_some())), ("follow", follow.then_some("true"))];
+        let response = self.follow(self.request(Method::GET, &["events"], &query)).await?;
+        Ok(Box::pin(json_lines(response, self.server.clone())))
     }
 
     /// The log as it comes; with `follow` until the agent has finished.
@@ -309,7 +318,7 @@ impl Client {
         let status = response.status();
         let body = response.bytes().await.map_err(|e| unreachable(&self.server, &e))?;
         Err(match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => ClientError::Refused(Box::new(problem)),
+            Ok(problem) => ClientError::Refused(problem),
             Err(_) => ClientError::Strange { server: self.server.clone(), why: format!("status {status} without problem details") },
         })
     }
@@ -324,12 +333,14 @@ fn unreachable(server: &str, error: &reqwest::Error) -> ClientError {
     ClientError::Unreachable { server: server.to_owned(), why: cause.to_string() }
 }
 
-/// The body line by line.
-fn lines(response: Response, server: String) -> impl Stream<Item = ClientResult<String>> {
+/// The body line by line, each one JSON value.
+fn json_lines<T: DeserializeOwned>(response: Response, server: String) -> impl Stream<Item = ClientResult<T>> {
     let reader = tokio_util::io::StreamReader::new(response.bytes_stream().map_err(std::io::Error::other));
     let codec = tokio_util::codec::LinesCodec::new_with_max_length(LINE_BYTES_MAX);
-    tokio_util::codec::FramedRead::new(reader, codec)
-        .map(move |line| line.map_err(|e| ClientError::Unreachable { server: server.clone(), why: e.to_string() }))
+    tokio_util::codec::FramedRead::new(reader, codec).map(move |line| {
+        let line = line.map_err(|e| ClientError::Unreachable { server: server.clone(), why: e.to_string() })?;
+        serde_json::from_str(&line).map_err(|e| ClientError::Strange { server: server.clone(), why: e.to_string() })
+    })
 }
 
 fn read_server(state: &Path) -> ClientResult<String> {

@@ -7,6 +7,7 @@
 pub mod agents;
 pub mod auth;
 pub mod error;
+pub mod events;
 pub mod finish;
 pub mod halts;
 pub mod health;
@@ -18,6 +19,7 @@ pub mod view;
 pub mod watch;
 
 use crate::api::names::{Namespace, RunId, Uid};
+use crate::audit::Audit;
 use crate::store::{Record, Store};
 use crate::telemetry::Metrics;
 use auth::Door;
@@ -110,6 +112,8 @@ pub struct ServerState {
     pub log_list: LogListSource,
     /// One run's log.
     pub log_read: LogReadSource,
+    /// What happened, and who asked for what.
+    pub audit: Arc<Audit>,
     /// Metrics of all parts.
     pub metrics: Arc<Metrics>,
     /// True once the controller has seen all records and works on them.
@@ -136,6 +140,8 @@ pub fn router(state: ServerState) -> Router {
         .route("/halts", get(halts::list).post(halts::create))
         .route("/halts/{name}", delete(halts::release))
         .route("/queue", get(queue::queue))
+        .route("/events", get(events::events))
+        .route_layer(middleware::from_fn_with_state(state.clone(), request::record))
         .route_layer(middleware::from_fn_with_state(state.clone(), auth::require_token));
     Router::new()
         .route("/health", get(health::health))
@@ -247,24 +253,6 @@ impl ServerState {
     pub(crate) fn namespace(&self, given: Option<String>) -> Result<Namespace, Problem> {
         given.map_or_else(|| Ok(self.default_namespace.clone()), |n| Namespace::new(n).map_err(Problem::from))
     }
-}
-
-/// Binds the server's address.
-/// # Errors
-/// The port is taken or the address cannot be bound; the text says what to do.
-pub async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!(
-            "port {} on {} is used by another program; choose another with --listen {}:PORT or MOSAIC_LISTEN (port 0 takes a free one)",
-            address.port(),
-            address.ip(),
-            address.ip()
-        ),
-        std::io::ErrorKind::PermissionDenied => {
-            format!("port {} needs more rights than this user has; choose one above 1023 with --listen", address.port())
-        }
-        _ => format!("failed to listen on {address}: {error}"),
-    })
 }
 
 /// State extractor used by handlers.

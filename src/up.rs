@@ -148,7 +148,7 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     let progress = wired.controller.progress();
     let closing = CancellationToken::new();
     let (ready_sender, ready) = watch::channel(false);
-    let state = server_state(config, &store, &parts, &wired, &token, addr, ready, metrics.clone(), &closing);
+    let state = server_state(config, &store, &audit, &parts, &wired, &token, addr, ready, metrics.clone(), &closing);
     let background = vec![
         tokio::spawn(orphans::run(wired.ctx.clone(), Memory::new(&config.state))),
         tokio::spawn(forward_changes(parts.sandbox.changes(), wired.ctx.clone())),
@@ -317,6 +317,7 @@ async fn tell(ctx: Arc<Context>, progress: Progress, ready: watch::Sender<bool>,
 fn server_state(
     config: &Config,
     store: &Arc<dyn Store>,
+    audit: &Arc<Audit>,
     parts: &Parts,
     wired: &Wired,
     token: &Secret,
@@ -343,6 +344,7 @@ fn server_state(
             let chunk = crate::sandbox::logs::read(&reader, run, from, bytes_max)?;
             Ok(LogPiece { bytes: chunk.bytes, next: chunk.next, dropped: chunk.dropped, ended: chunk.ended })
         }),
+        audit: audit.clone(),
         metrics,
         ready,
         started: Instant::now(),

@@ -58,7 +58,13 @@ impl Demo {
         out!("its remote       {} (bare, branch main)", folders.remote.display());
         let running = self.start(&folders).await?;
         out!("server           http://{} (state in {})\n", running.addr, folders.state.display());
-        let told = tokio::time::timeout(self.timeout.saturating_sub(started.elapsed()), tell(&running, &folders, paint, started)).await;
+        let told = async {
+            tokio::select! {
+                told = tell(&running, &folders, paint, started) => told,
+                signal = stop_signal() => Err(Failure::failed(format!("stopped by {}", signal?))),
+            }
+        };
+        let told = tokio::time::timeout(self.timeout.saturating_sub(started.elapsed()), told).await;
         let result = told.unwrap_or_else(|_| {
             let hint = format!("on a slow machine give it longer: mosaic demo --timeout {}m", self.timeout.as_secs() / 30 + 1);
             Err(Failure::Failed { message: format!("the demo was not done within {} s", self.timeout.as_secs()), hint: Some(hint) })
@@ -66,6 +72,12 @@ impl Demo {
         if result.is_ok() && stays {
             out!("\nThe server goes on until Ctrl-C.");
             stop_signal().await?;
+        }
+        if result.is_err()
+            && let Ok(client) = client_of(&running)
+        {
+            // Nothing of a demo that failed shall run on, not even for a lease. What this cannot end, the lease does.
+            let _ = client.kill_all(None, Some("the demo failed"), false).await;
         }
         running.shutdown().await;
         result
@@ -80,8 +92,12 @@ impl Demo {
     }
 }
 
+fn client_of(running: &Running) -> Result<Client, Failure> {
+    Ok(Client::new(&format!("http://{}", running.addr), running.token.clone())?)
+}
+
 async fn tell(running: &Running, folders: &Folders, paint: Paint, started: Instant) -> Result<(), Failure> {
-    let client = Client::new(&format!("http://{}", running.addr), running.token.clone())?;
+    let client = client_of(running)?;
     let remote = folders.remote.display().to_string();
     let agent = client.spawn(&sample::request(&remote)).await?.agent;
     out!("$ mosaic spawn --repo {remote} --task-id {} …\nagent/{} created\n", agent.task_id, agent.name);

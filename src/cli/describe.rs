@@ -44,7 +44,7 @@ fn facts(agent: &AgentView, spec: &Value, status: &Value) -> String {
     );
     let pushed = match (status["push"]["ref"].as_str(), status["push"]["sha"].as_str()) {
         (Some(name), Some(sha)) => Some(format!("{name} = {sha}")),
-        (Some(name), None) => Some(format!("{name} (not pushed)")),
+        (Some(name), None) => Some(format!("nothing yet (to {name})")),
         (None, _) => None,
     };
     let rows = [

@@ -140,7 +140,7 @@ async fn follow(client: &Client, id: &str, namespace: &str, goal: &Goal, tells: 
 
 fn tell(agent: &AgentView, last: &mut String) {
     let line = format!("{} {}", agent.phase, agent.reason.as_deref().unwrap_or_default());
-    if line != *last {
+    if line != *last && agent.reason.is_some() {
         eprintln!("{line}{}", agent.message.as_deref().map(|m| format!(": {}", super::output::one_line(m))).unwrap_or_default());
         *last = line;
     }

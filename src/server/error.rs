@@ -11,10 +11,15 @@ use serde::{Deserialize, Serialize};
 /// What every problem type begins with.
 pub const TYPE_PREFIX: &str = "urn:mosaic:problem:";
 
-/// One refusal.
+/// One refusal. Boxed, because every handler's result carries it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Problem(Box<Details>);
+
+/// What a refusal says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Problem {
+pub struct Details {
     /// `urn:mosaic:problem:<code>`.
     #[serde(rename = "type")]
     pub type_: String,
@@ -42,7 +47,7 @@ impl Problem {
     /// A problem of that code.
     #[must_use]
     pub fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Details {
             type_: format!("{TYPE_PREFIX}{code}"),
             status: status.as_u16(),
             title: status.canonical_reason().unwrap_or("Problem").to_owned(),
@@ -51,20 +56,35 @@ impl Problem {
             reason: None,
             errors: Vec::new(),
             agent_id: None,
-        }
+        }))
     }
 
     /// Adds what to do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.0.hint = Some(hint.into());
         self
     }
 
-    /// The code behind the prefix.
+    /// Adds the reason in one CamelCase word.
     #[must_use]
-    pub fn code(&self) -> &str {
-        self.type_.strip_prefix(TYPE_PREFIX).unwrap_or(&self.type_)
+    pub fn reason(mut self, reason: impl Into<String>) -> Self {
+        self.0.reason = Some(reason.into());
+        self
+    }
+
+    /// Adds every single mistake.
+    #[must_use]
+    pub fn errors(mut self, errors: Vec<String>) -> Self {
+        self.0.errors = errors;
+        self
+    }
+
+    /// Adds the agent that is in the way.
+    #[must_use]
+    pub fn agent(mut self, id: impl Into<String>) -> Self {
+        self.0.agent_id = Some(id.into());
+        self
     }
 
     /// 404 for an agent.
@@ -82,13 +102,20 @@ impl Problem {
     #[must_use]
     pub fn invalid(mistakes: Vec<String>) -> Self {
         let detail = mistakes.join("; ");
-        Self { errors: mistakes, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-request", detail) }
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-request", detail).errors(mistakes)
     }
 
     /// 500 that tells nothing of the inside.
     #[must_use]
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this is a fault of the server").hint("the server's log has the details")
+    }
+}
+
+impl std::ops::Deref for Problem {
+    type Target = Details;
+    fn deref(&self) -> &Details {
+        &self.0
     }
 }
 

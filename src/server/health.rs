@@ -48,7 +48,7 @@ pub async fn readyz(State(state): Ctx, RawQuery(query): RawQuery) -> Result<Stri
         checks.iter().filter_map(|(name, result)| result.as_ref().err().map(|why| format!("{name}: {why}"))).collect();
     if !missing.is_empty() {
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", missing.join("; "));
-        return Err(Problem { errors: missing, ..problem });
+        return Err(problem.errors(missing));
     }
     let is_verbose = query.unwrap_or_default().split('&').any(|q| q == "verbose" || q.starts_with("verbose="));
     let lines: String = checks.iter().map(|(name, _)| format!("[+] {name} ok\n")).collect();

@@ -1,7 +1,8 @@
 //! What every request goes through: metrics, the time limit, and bodies and queries read with clear refusals.
 
-use super::error::Problem;
+use super::error::{Problem, with_sources};
 use super::{BODY_BYTES_MAX, Ctx, REQUEST_TIME_MAX};
+use crate::audit::{Draft, Outcome};
 use crate::telemetry::RequestLabels;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -13,6 +14,9 @@ use axum::response::Response;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::time::Instant;
+
+/// Whoever has the token: there is one so far.
+const ACTOR: &str = "http";
 
 /// Counts the request and traces its end.
 pub async fn observe(State(state): Ctx, request: Request, next: Next) -> Response {
@@ -26,6 +30,21 @@ pub async fn observe(State(state): Ctx, request: Request, next: Next) -> Respons
     let status = response.status().as_u16();
     tracing::debug!(method, route, status, millis = millis_since(started), "answered");
     state.metrics.count_request(&RequestLabels { method, route, status }, started.elapsed());
+    response
+}
+
+/// Writes down who changed something: one entry per request that may change anything, with what came of it.
+pub async fn record(State(state): Ctx, request: Request, next: Next) -> Response {
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    let action = format!("{} {}", request.method(), request.uri().path());
+    let response = next.run(request).await;
+    let result = if response.status().is_success() { Outcome::Ok } else { Outcome::Failed };
+    let draft = Draft::request(ACTOR, &action, result).with_message(&format!("status {}", response.status().as_u16()));
+    if let Err(error) = state.audit.append(draft) {
+        tracing::error!(error = %with_sources(&error), action, "failed to write a request into the audit log");
+    }
     response
 }
 

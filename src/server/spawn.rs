@@ -8,8 +8,10 @@ use super::error::Problem;
 use super::request::{JsonBody, decode, unknown_fields};
 use super::view::{AgentView, Written};
 use super::{Ctx, ServerState};
+use crate::api::condition::reason;
 use crate::api::names::{ANNOTATION_REQUEST_HASH, AgentName, FINALIZER, Namespace, agent_name_of_task};
 use crate::api::{schema, validate};
+use crate::plan::halts::in_force;
 use crate::store::{Key, Kind, Record, StoreError};
 use axum::Json;
 use axum::extract::State;
@@ -19,6 +21,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 
 /// `options` of the request.
 #[derive(Deserialize, Debug, Default)]
@@ -50,7 +53,9 @@ impl Request {
         let options = fields.remove("options").filter(|o| !o.is_null());
         fold_options(&mut fields, options.map(decode).transpose()?.unwrap_or_default())?;
         for name in ["timeout", "idleTimeout", "ttlAfterFinished"] {
-            fields.get_mut(name).filter(|v| v.is_u64()).map(|v| *v = json!(v.to_string()));
+            if let Some(seconds) = fields.get(name).and_then(Value::as_u64) {
+                fields.insert(name.to_owned(), json!(seconds.to_string()));
+            }
         }
         // The built-in agent is what runs when nothing else is named.
         fields.entry("runtime").or_insert_with(|| json!({ "claude": {} }));
@@ -134,7 +139,7 @@ fn canonical(value: &Value) -> String {
 
 /// The handler.
 /// # Errors
-/// 422 for a request that could never run, 409 for a task id that is bound to another request.
+/// 422 for a request that could never run, 409 for a task id that is bound to another request, or while a halt is engaged.
 pub async fn spawn(State(state): Ctx, JsonBody(body): JsonBody) -> Result<Response, Problem> {
     let request = Request::read(body, &state)?;
     let name = request.name()?;
@@ -145,6 +150,7 @@ pub async fn spawn(State(state): Ctx, JsonBody(body): JsonBody) -> Result<Respon
     if let Some(uid) = &request.rerun_of {
         check_rerun(&state, &request, uid).await?;
     }
+    check_halts(&state, &request).await?;
     check_admission(&state, &request, &name).await?;
     match state.store.create(request.to_record(&name)).await {
         Ok(record) => {
@@ -180,7 +186,7 @@ fn same_or_refused(request: &Request, record: &Record) -> Result<Response, Probl
         "send the first body again to get that agent, use another task id, or, once it has finished, run it again with rerunOf {:?}",
         agent.agent_id
     );
-    Err(Problem { agent_id: Some(agent.agent_id), ..Problem::new(StatusCode::CONFLICT, "task-id-taken", detail).hint(hint) })
+    Err(Problem::new(StatusCode::CONFLICT, "task-id-taken", detail).hint(hint).agent(agent.agent_id))
 }
 
 async fn check_rerun(state: &ServerState, request: &Request, uid: &str) -> Result<(), Problem> {
@@ -194,7 +200,25 @@ async fn check_rerun(state: &ServerState, request: &Request, uid: &str) -> Resul
     }
     if !old.is_finished() {
         let detail = format!("rerunOf: agent {} has not finished (it is {})", old.name, old.state);
-        return Err(Problem { agent_id: Some(old.agent_id), ..Problem::new(StatusCode::CONFLICT, "not-finished", detail) });
+        return Err(Problem::new(StatusCode::CONFLICT, "not-finished", detail).agent(old.agent_id));
+    }
+    Ok(())
+}
+
+/// An agent that is made under a halt is latched as killed, and its task id with it: better to say so before.
+async fn check_halts(state: &ServerState, request: &Request) -> Result<(), Problem> {
+    let (records, _) = state.store.list(Kind::Halt).await?;
+    for record in records {
+        let name = record.metadata.name.clone().unwrap_or_default();
+        // A halt that cannot be read counts as one that matches.
+        let halt = record.halt().ok().map(|halt| in_force(&name, &halt.spec));
+        if halt.as_ref().is_none_or(|halt| halt.matches(request.namespace.as_str(), &BTreeMap::new())) {
+            let why =
+                halt.map(|halt| halt.reason).filter(|reason| !reason.is_empty()).map(|reason| format!(" ({reason})")).unwrap_or_default();
+            let detail = format!("the halt {name}{why} is engaged: nothing starts");
+            let hint = format!("spawn again once it is gone; `mosaic halt release {name}` releases it if nobody else does");
+            return Err(Problem::new(StatusCode::CONFLICT, "halted", detail).hint(hint).reason(reason::HALTED));
+        }
     }
     Ok(())
 }
@@ -204,10 +228,9 @@ async fn check_admission(state: &ServerState, request: &Request, name: &AgentNam
     // The store gives the real one; this one only makes the default branch of the target well-formed.
     record.metadata.uid = Some(uuid::Uuid::now_v7().to_string());
     let agent = validate::validate(&record).map_err(Problem::invalid)?;
-    (state.admission)(agent).await.map_err(|refusal| Problem {
-        reason: Some(refusal.reason),
-        ..Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "not-admitted", refusal.message)
-    })
+    (state.admission)(agent)
+        .await
+        .map_err(|refusal| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "not-admitted", refusal.message).reason(refusal.reason))
 }
 
 #[cfg(test)]

@@ -137,6 +137,54 @@ pub enum WatchLine {
     },
 }
 
+/// One line of `GET /events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
+pub enum EventLine {
+    /// The first line: numbers are those of this stream.
+    Stream {
+        /// Its name; pass it with `since` to resume.
+        stream: String,
+    },
+    /// Something happened.
+    Event {
+        /// Grows within the stream.
+        seq: u64,
+        /// When, RFC 3339.
+        at: String,
+        /// Namespace of the record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        /// Name of the record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// The agent's id.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agent_id: Option<String>,
+        /// Attempt that it is about.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attempt: Option<u32>,
+        /// Phase before, of a transition.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<String>,
+        /// Phase after, of a transition.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+        /// What happened, or why, in one CamelCase word.
+        reason: String,
+        /// In a sentence.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+    },
+    /// Events before the next one are not in memory any more.
+    Gap,
+    /// The follower was too slow; the stream ends here.
+    Lagged {
+        /// So many events were not told.
+        missed: u64,
+    },
+}
+
 /// Answer to a kill or delete.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,6 +1,6 @@
 //! The commands, run as people run them: the built program against a real server.
 
-use crate::http::{Front, finished};
+use crate::http::front::{Front, finished};
 use mosaic::api::agent::Phase;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
@@ -248,7 +248,9 @@ async fn the_demo_pushes_what_a_gate_passed_and_does_so_again() {
     let home = tempfile::tempdir().unwrap();
     for round in 1..=2 {
         let out = demo(home.path()).await;
-        for part in ["gate tests: fail", "wrong: 4 is IV, not IIII", "round 2", "gate tests: pass", "pushed and verified", "What to try next"] {
+        for part in
+            ["gate tests: fail", "wrong: 4 is IV, not IIII", "round 2", "gate tests: pass", "pushed and verified", "What to try next"]
+        {
             assert!(out.contains(part), "{part} is missing in:\n{out}");
         }
         let mut demos: Vec<_> = std::fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().path()).collect();

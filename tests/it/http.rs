@@ -1,189 +1,19 @@
 //! The HTTP server over real sockets and the embedded store: every route, and every refusal.
 
+pub mod front;
+mod streams;
+
+use front::{Front, WAIT, finished, request};
 use futures::StreamExt;
-use k8s_openapi::jiff::Timestamp;
-use mosaic::api::agent::{AgentStatus, Phase};
-use mosaic::api::condition;
-use mosaic::api::names::{Attempt, Namespace, Role, RunId, Secret, Uid};
-use mosaic::server::auth::{Door, ensure_token};
-use mosaic::server::{BODY_BYTES_MAX, LogPiece, Refusal, ServerState, serve};
-use mosaic::store::embedded::{EmbeddedOptions, EmbeddedStore};
-use mosaic::store::{Key, Kind, Record, Store, WatchEvent};
-use mosaic::telemetry::Metrics;
+use mosaic::api::agent::Phase;
+use mosaic::server::BODY_BYTES_MAX;
+use mosaic::store::{Key, Kind};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-use tempfile::TempDir;
+use std::sync::Arc;
+use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-
-/// Longest wait for anything in these tests.
-const WAIT: Duration = Duration::from_secs(20);
-
-type Logs = Arc<Mutex<BTreeMap<RunId, (Vec<u8>, bool)>>>;
-
-/// A server on a free port over a store of its own.
-pub struct Front {
-    pub address: SocketAddr,
-    pub token: Secret,
-    pub store: Arc<dyn Store>,
-    logs: Logs,
-    ready: watch::Sender<bool>,
-    closing: CancellationToken,
-    task: JoinHandle<()>,
-    http: reqwest::Client,
-    _state: TempDir,
-}
-
-impl Front {
-    pub async fn start() -> Self {
-        Self::start_with(Semaphore::new(8)).await
-    }
-
-    async fn start_with(follows: Semaphore) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let token = ensure_token(folder.path()).unwrap();
-        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("mosaic.redb"), EmbeddedOptions::default()).unwrap());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (ready, is_ready) = watch::channel(true);
-        let (logs, closing) = (Logs::default(), CancellationToken::new());
-        let (listed, read) = (logs.clone(), logs.clone());
-        let state = ServerState {
-            store: store.clone(),
-            door: Arc::new(Door::new(&token, address.port())),
-            default_namespace: Namespace::new("default").unwrap(),
-            diff: Arc::new(|record: Record| {
-                let has_diff = record.spec["taskId"] == "with-diff";
-                Box::pin(async move { Ok(has_diff.then(|| "+a line\n".to_owned())) })
-            }),
-            admission: Arc::new(|agent| {
-                let is_wrong = agent.repository.ends_with("/missing");
-                let refusal = Refusal { reason: "RepositoryNotFound".into(), message: "there is no repository at /missing".into() };
-                Box::pin(async move { if is_wrong { Err(refusal) } else { Ok(()) } })
-            }),
-            queue: {
-                let store = store.clone();
-                Arc::new(move || {
-                    let store = store.clone();
-                    Box::pin(async move {
-                        let (mut records, _) = store.list(Kind::Agent).await.unwrap();
-                        records.sort_by_key(|r| -r.spec["priority"].as_i64().unwrap_or(5));
-                        records.iter().map(|r| Uid::new(r.metadata.uid.clone().unwrap()).unwrap()).collect()
-                    })
-                })
-            },
-            log_list: Arc::new(move |uid| Ok(listed.lock().unwrap().keys().filter(|run| run.uid == *uid).cloned().collect())),
-            log_read: Arc::new(move |run, from, bytes_max| {
-                let logs = read.lock().unwrap();
-                let (bytes, ended) = &logs[run];
-                let piece: Vec<u8> = bytes.iter().skip(usize::try_from(from).unwrap()).take(bytes_max).copied().collect();
-                Ok(LogPiece { next: from + piece.len() as u64, bytes: piece, dropped: 0, ended: *ended })
-            }),
-            metrics: Arc::new(Metrics::default()),
-            ready: is_ready,
-            started: Instant::now(),
-            closing: closing.clone(),
-            follows: Arc::new(follows),
-        };
-        let task = tokio::spawn(serve(state, listener, closing.clone().cancelled_owned()));
-        Self { address, token, store, logs, ready, closing, task, http: reqwest::Client::new(), _state: folder }
-    }
-
-    pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
-    }
-
-    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
-        let mut request = self.http.request(method, self.url(path)).bearer_auth(self.token.expose());
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
-        let response = request.send().await.unwrap();
-        let status = response.status();
-        if status.is_client_error() || status.is_server_error() {
-            assert_eq!(response.headers()["content-type"], "application/problem+json", "{path}");
-        }
-        (status, serde_json::from_slice(&response.bytes().await.unwrap()).unwrap_or(Value::Null))
-    }
-
-    async fn get(&self, path: &str) -> (StatusCode, Value) {
-        self.send(Method::GET, path, None).await
-    }
-
-    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
-        self.send(Method::POST, path, Some(body)).await
-    }
-
-    /// Does what the controller does for a deleted agent: latches `Killed`, keeps the last state, lets go.
-    pub fn tear_down_deleted(&self) -> JoinHandle<()> {
-        let store = self.store.clone();
-        tokio::spawn(async move {
-            let (records, from) = store.list(Kind::Agent).await.unwrap();
-            let mut changes = store.watch(Kind::Agent, from).await.unwrap();
-            for record in records {
-                tear_down(&*store, record).await;
-            }
-            while let Some(Ok(event)) = changes.next().await {
-                if let WatchEvent::Applied(record) = event {
-                    tear_down(&*store, record).await;
-                }
-            }
-        })
-    }
-
-    pub async fn set_status(&self, name: &str, status: &AgentStatus) {
-        let key = Key::agent("default", name);
-        let mut record = self.store.get(&key).await.unwrap().unwrap();
-        record.status = serde_json::to_value(status).unwrap();
-        self.store.replace_status(record).await.unwrap();
-    }
-
-    async fn spawn_named(&self, task: &str) -> Value {
-        let (status, agent) = self.post("/agents/spawn", request(task)).await;
-        assert_eq!(status, StatusCode::CREATED, "{agent}");
-        agent
-    }
-}
-
-async fn tear_down(store: &dyn Store, record: Record) {
-    let Some(mut record) = store.get(&record.key()).await.unwrap().filter(|r| r.metadata.deletion_timestamp.is_some()) else { return };
-    if record.status["phase"] != "Killed" {
-        let mut status = finished(Phase::Killed);
-        condition::set(&mut status.conditions, condition::KILLED, true, "Killed", "killed", Timestamp::now());
-        record.status = serde_json::to_value(status).unwrap();
-        record = store.replace_status(record).await.unwrap();
-    }
-    store.archive(record.clone()).await.unwrap();
-    record.metadata.finalizers = None;
-    let _ = store.replace(record).await;
-}
-
-pub fn finished(phase: Phase) -> AgentStatus {
-    AgentStatus {
-        phase: Some(phase),
-        reason: Some(format!("{phase:?}")),
-        message: Some("over".into()),
-        attempt: 1,
-        ..AgentStatus::default()
-    }
-}
-
-fn request(task: &str) -> Value {
-    json!({
-        "taskId": task,
-        "agentType": "worker",
-        "context": { "repository": "/srv/repository", "branch": "main", "workItems": ["US-1"], "skills": ["rust"] },
-        "runtime": { "command": { "args": ["true"] } },
-        "options": { "sandbox": false, "timeout": 600, "maxRetries": 2 },
-    })
-}
+use tokio::net::TcpStream;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_and_readiness_need_no_token_and_tell_the_truth() {
@@ -484,6 +314,20 @@ async fn kill_all_engages_a_halt_and_spares_what_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_spawned_under_a_halt_that_matches() {
+    let front = Front::start().await;
+    front.post("/halts", json!({ "namespace": "elsewhere" })).await;
+    front.spawn_named("unconcerned").await;
+    let (_, halt) = front.post("/halts", json!({ "reason": "drill" })).await;
+    let (status, problem) = front.post("/agents/spawn", request("halted")).await;
+    assert_eq!((status, &problem["reason"]), (StatusCode::CONFLICT, &json!("Halted")));
+    assert!(problem["detail"].as_str().unwrap().contains("drill"), "{problem}");
+    assert!(problem["hint"].as_str().unwrap().contains(halt["name"].as_str().unwrap()), "{problem}");
+    // What is known already is still told.
+    assert_eq!(front.post("/agents/spawn", request("unconcerned")).await.0, StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn kill_all_needs_no_body() {
     let front = Front::start().await;
     let (status, all) = front.send(Method::POST, "/agents/kill-all", None).await;
@@ -533,98 +377,6 @@ async fn metrics_are_open_metrics_with_routes_and_states() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_tells_the_present_and_every_change() {
-    let front = Front::start().await;
-    let agent = front.spawn_named("watched").await;
-    let name = agent["name"].as_str().unwrap();
-    let response = front.http.get(front.url("/agents?watch=true")).bearer_auth(front.token.expose()).send().await.unwrap();
-    assert_eq!(response.headers()["content-type"], "application/x-ndjson");
-    let mut lines = NdJson::of(response);
-    assert_eq!(lines.next().await["agent"]["name"], *name);
-    assert_eq!(lines.next().await["type"], "bookmark");
-    front.set_status(name, &finished(Phase::Running)).await;
-    let change = lines.next_of("applied").await;
-    assert_eq!(change["agent"]["state"], "running");
-    let _controller = front.tear_down_deleted();
-    front.send(Method::POST, &format!("/agents/{name}/kill"), None).await;
-    assert_eq!(lines.next_of("deleted").await["agent"]["state"], "killed");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn follows_are_limited_and_give_their_place_back() {
-    let front = Front::start_with(Semaphore::new(1)).await;
-    let watch = || front.http.get(front.url("/agents?watch=true")).bearer_auth(front.token.expose()).send();
-    let first = watch().await.unwrap();
-    assert_eq!(watch().await.unwrap().status(), 503);
-    drop(first);
-    let begun = Instant::now();
-    while watch().await.unwrap().status() != 200 {
-        assert!(begun.elapsed() < WAIT, "the place was not given back");
-        // The server sees the closed connection when it next writes; this makes it write.
-        front.post("/halts", json!({})).await;
-        front.post("/agents/spawn", request(&format!("noise-{}", begun.elapsed().as_nanos()))).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn logs_are_cleaned_and_followed_into_the_next_attempt() {
-    let front = Front::start().await;
-    let agent = front.spawn_named("talkative").await;
-    let (name, uid) = (agent["name"].as_str().unwrap(), Uid::new(agent["agentId"].as_str().unwrap()).unwrap());
-    let run = |attempt| RunId { uid: uid.clone(), attempt: Attempt(attempt), role: Role::Agent };
-    assert_eq!(front.get(&format!("/agents/{name}/logs")).await.0, StatusCode::NOT_FOUND);
-    front.logs.lock().unwrap().insert(run(1), (b"\x1b[31mfirst\x1b[0m\n".to_vec(), true));
-    let get = |path: String| front.http.get(front.url(&path)).bearer_auth(front.token.expose()).send();
-    assert_eq!(get(format!("/agents/{name}/logs")).await.unwrap().text().await.unwrap(), "first\n");
-    assert_eq!(get(format!("/agents/{name}/logs?from=8")).await.unwrap().text().await.unwrap(), "st\n");
-    assert_eq!(front.get(&format!("/agents/{name}/logs?attempt=7")).await.0, StatusCode::NOT_FOUND);
-    let mut follow = get(format!("/agents/{name}/logs?follow=true")).await.unwrap();
-    let mut seen = String::new();
-    let mut read_until = async |end: &str| {
-        while !seen.ends_with(end) {
-            let piece = tokio::time::timeout(WAIT, follow.chunk()).await.unwrap().unwrap();
-            let Some(piece) = piece else { break };
-            seen.push_str(std::str::from_utf8(&piece).unwrap());
-        }
-        seen.clone()
-    };
-    read_until("first\n").await;
-    front.logs.lock().unwrap().insert(run(2), (b"sec".to_vec(), false));
-    read_until("sec").await;
-    *front.logs.lock().unwrap().get_mut(&run(2)).unwrap() = (b"second\n".to_vec(), true);
-    front.set_status(name, &finished(Phase::Completed)).await;
-    assert_eq!(read_until("(never)").await, "first\n--- attempt 2 ---\nsecond\n");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_diff_is_shown_where_there_is_one() {
-    let front = Front::start().await;
-    let (none, some) = (front.spawn_named("none").await, front.spawn_named("with-diff").await);
-    assert_eq!(front.get(&format!("/agents/{}/diff", none["name"].as_str().unwrap())).await.0, StatusCode::NOT_FOUND);
-    let path = format!("/agents/{}/diff", some["name"].as_str().unwrap());
-    let response = front.http.get(front.url(&path)).bearer_auth(front.token.expose()).send().await.unwrap();
-    assert_eq!(response.text().await.unwrap(), "+a line\n");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_shutdown_ends_follows_and_stops_listening() {
-    let front = Front::start().await;
-    let agent = front.spawn_named("followed").await;
-    let path = format!("/agents/{}/logs?follow=true", agent["name"].as_str().unwrap());
-    let get = |path: &str| front.http.get(front.url(path)).bearer_auth(front.token.expose()).send();
-    let (logs, watch) = (get(&path).await.unwrap(), get("/agents?watch=true").await.unwrap());
-    front.closing.cancel();
-    tokio::time::timeout(WAIT, async {
-        let _ = logs.bytes().await;
-        let _ = watch.bytes().await;
-    })
-    .await
-    .expect("follows end with the server");
-    tokio::time::timeout(WAIT, front.task).await.expect("the server ends").unwrap();
-    assert!(TcpStream::connect(front.address).await.is_err());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn garbage_and_half_requests_hurt_nobody() {
     let front = Front::start().await;
     for bytes in [
@@ -641,36 +393,4 @@ async fn garbage_and_half_requests_hurt_nobody() {
         assert!(!String::from_utf8_lossy(&answer).contains(" 200 "));
     }
     assert_eq!(reqwest::get(front.url("/livez")).await.unwrap().status(), 200);
-}
-
-/// Lines of a watch.
-struct NdJson {
-    response: reqwest::Response,
-    buffer: Vec<u8>,
-}
-
-impl NdJson {
-    fn of(response: reqwest::Response) -> Self {
-        Self { response, buffer: Vec::new() }
-    }
-
-    async fn next(&mut self) -> Value {
-        loop {
-            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return serde_json::from_slice(&line).unwrap();
-            }
-            let piece = tokio::time::timeout(WAIT, self.response.chunk()).await.expect("a line in time").unwrap();
-            self.buffer.extend_from_slice(&piece.expect("the watch goes on"));
-        }
-    }
-
-    async fn next_of(&mut self, type_: &str) -> Value {
-        loop {
-            let line = self.next().await;
-            if line["type"] == type_ {
-                return line;
-            }
-        }
-    }
 }

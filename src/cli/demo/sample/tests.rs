@@ -1,3 +1,5 @@
+//! Every number that has a symbol, and some years.
+
 use roman::to_roman;
 
 /// Every number that has a symbol or a pair of its own.
