@@ -74,7 +74,6 @@ pub fn enter_user_namespace() -> Result<(), String> {
 /// # Errors
 /// Says what the kernel refused.
 pub fn drop_privileges(spec: &LaunchSpec) -> Result<(), String> {
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(Resource::Core, none).map_err(|e| format!("failed to forbid core dumps: {e}"))?;
     for kind in INNER_NAMESPACES {

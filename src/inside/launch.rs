@@ -120,6 +120,8 @@ fn write_proc(pid: i32, file: &str, text: &str) -> Result<(), String> {
 
 /// The child's half: prepares from inside, and becomes init. Never returns.
 fn become_init(spec: LaunchSpec, prepared: Prepared, mut inside: UnixStream) -> ! {
+    // What is made from here on is for the sandbox's user, whatever the controller was started with.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let from_inside = mounts::enter_new_root(&spec)
         .and_then(|()| system::bring_loopback_up().map_err(|e| format!("failed to bring the loopback interface up: {e}")))
         .and_then(|()| rustix::system::sethostname(b"mosaic").map_err(|e| format!("failed to set the host name: {e}")))

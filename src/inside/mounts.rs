@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 const ROOT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Folders of the host with programs and libraries; links stay links.
 const SYSTEM_FOLDERS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
-/// What programs need of the host's `/etc`: trust anchors, links of alternatives, the linker's cache, the time zone.
+/// What programs need of the host's `/etc`: trust anchors, links of alternatives, the linker's cache, the time zone, numbers.
 const ETC_SHARED: [&str; 9] =
     ["ssl", "ca-certificates", "pki", "crypto-policies", "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime"];
 /// Devices without any state of the host.

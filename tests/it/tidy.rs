@@ -98,8 +98,15 @@ fn every_source_file_says_what_it_is() {
 
 #[test]
 fn nothing_unfinished_or_dead_is_kept() {
-    let marks = ["TODO", "FIXME", "XXX", "todo!(", "unimplemented!(", "allow(dead_code)", "expect(dead_code)", "#[ignore"];
-    none("finish it or leave it out", lines_with(&all_files(), &marks));
+    let marks = ["TODO", "FIXME", "// XXX", "# XXX", "todo!(", "unimplemented!(", "allow(dead_code)", "expect(dead_code)", "#[ignore"];
+    // What another test plays in a child process is no test that was put aside.
+    let played = "#[ignore = \"played by a child process of `";
+    let without_played = |mut file: Source| {
+        file.text = file.text.replace(played, "");
+        file
+    };
+    let files: Vec<Source> = all_files().into_iter().map(without_played).collect();
+    none("finish it or leave it out", lines_with(&files, &marks));
 }
 
 #[test]
