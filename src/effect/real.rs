@@ -212,8 +212,14 @@ impl Parts {
             key,
             head: sha,
         };
-        let tree = self.blocking(move |w| w.ensure_gate_tree(&spec)).await?;
-        let spec = task::gate_run(&agent, &run, epoch, &gate, tree);
+        // A gate may ask git about its commit: the tree's own `.git` borrows objects from the base repository.
+        let (tree, base_objects) = self
+            .blocking(move |w| {
+                let tree = w.ensure_gate_tree(&spec)?;
+                Ok((tree, w.tree_paths(&spec.uid)?.map(|paths| paths.base_objects)))
+            })
+            .await?;
+        let spec = task::gate_run(&agent, &run, epoch, &gate, tree, base_objects);
         self.sandbox.ensure(spec).await.map(|()| Outcome::Done).map_err(|error| sandbox_failure(&error))
     }
 
