@@ -5,8 +5,10 @@
 //! what has no record. Nothing here decides; that is `plan`'s.
 
 pub mod cache;
+pub mod foresight;
 pub mod halts;
 pub mod orphans;
+pub mod own;
 pub mod reconcile;
 pub mod trigger;
 

@@ -256,9 +256,11 @@ fn wire(config: &Config, store: &Arc<dyn Store>, parts: &Parts, audit: &Arc<Audi
     };
     let ended = {
         let (ledger, wake) = (ledger.clone(), wake.clone());
-        Arc::new(move |effect: &Effect, result: &Ended| {
+        Arc::new(move |effect: &Effect, result: &Ended, wakes: bool| {
             ledger.outcome(effect, result.as_ref().map(|_| ()).map_err(|failure| failure.message.clone()));
-            wake(effect.key.clone());
+            if wakes {
+                wake(effect.key.clone());
+            }
         })
     };
     let sandbox: Arc<dyn Sandbox> = parts.sandbox.clone();
