@@ -218,6 +218,9 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     let decided = plan(&desired, &observed, &permit, (ctx.clock)());
     debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
     let wrote = store_status(ctx, &mut subject, &stored, &decided).await?;
+    if ending(&decided.status).is_some() {
+        ctx.world.abandon(&subject.uid);
+    }
     ctx.world.acknowledge(&subject.uid, &decided.taken);
     let started = apply(ctx, &subject, epoch, &decided).await?;
     Ok(next(&decided, wrote, started))
