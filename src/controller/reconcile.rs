@@ -12,6 +12,7 @@ use crate::effect::{EffectError, Subject, World};
 use crate::plan::action::{Action, Effect};
 use crate::plan::fleet::{Fleet, Member, Permit};
 use crate::plan::observed::Observed;
+use crate::plan::status::ending;
 use crate::plan::{Desired, Plan, plan};
 use crate::store::{Key, Record, Store, StoreError};
 use futures::FutureExt;
@@ -208,6 +209,9 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     let decided = plan(&desired, &observed, &permit, now);
     debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
     let wrote = store_status(ctx, &mut subject, &stored, &decided).await?;
+    if ending(&decided.status).is_some() {
+        ctx.world.abandon(&subject.uid);
+    }
     ctx.world.acknowledge(&subject.uid, &decided.taken);
     if !apply(ctx, &subject, epoch, &decided).await? {
         return Ok(Next::After(Duration::ZERO));
