@@ -123,7 +123,7 @@ fn suspended(plan: &mut Plan, step: &Step<'_>) {
     let mine = |seen: &&SandboxSeen| matches!(seen.run.role, Role::Gate { .. });
     for seen in step.sandboxes.iter().filter(mine) {
         if let SandboxState::Ended(end) = &seen.state {
-            take_gate_end(plan, seen, end);
+            take_gate_end(plan, seen, end, step.now);
         }
     }
     plan.requeue_after = None;
@@ -255,6 +255,7 @@ fn ran(plan: &mut Plan, step: &Step<'_>) -> bool {
         Some(seen) => {
             take_worktree(plan, step);
             match &seen.state {
+                SandboxState::Preparing if !retry_is_due(plan, step) => {}
                 SandboxState::Preparing => plan.act(ensure_agent(plan, run), step.observed, step.now, reason::STARTING_SANDBOX),
                 SandboxState::Running { last_sign_at, progress, .. } => running(plan, step, seen, *last_sign_at, progress.as_ref()),
                 SandboxState::Ended(end) => ended(plan, step, end),
@@ -394,7 +395,7 @@ fn gated(plan: &mut Plan, step: &Step<'_>) -> bool {
         step.sandboxes.iter().filter(|seen| matches!(seen.run.role, Role::Gate { .. }) && is_current(&plan.status, &seen.run));
     for seen in ended_gates.collect::<Vec<_>>() {
         if let SandboxState::Ended(end) = &seen.state {
-            take_gate_end(plan, seen, end);
+            take_gate_end(plan, seen, end, step.now);
             plan.act(Action::RemoveSandbox { run: seen.run.clone() }, step.observed, step.now, reason::CLEANING_UP);
         }
     }
@@ -441,7 +442,14 @@ fn run_gate(plan: &mut Plan, step: &Step<'_>, name: &str, tries: u32, head: &Com
     if seen.is_some_and(|seen| !matches!(seen.state, SandboxState::Preparing)) {
         return plan.wait(reason::GATES_RUNNING, "the gates run");
     }
-    if tries > 0 && !retry_is_due(plan, step) {
+    let in_the_way = |seen: &SandboxSeen| match &seen.run.role {
+        Role::Agent => !matches!(seen.state, SandboxState::Ended(_)),
+        Role::Gate { sha, .. } => sha != head && !matches!(seen.state, SandboxState::Ended(_)),
+    };
+    if step.sandboxes.iter().any(in_the_way) {
+        return plan.wait(reason::CLEANING_UP, "an earlier sandbox of this agent still runs");
+    }
+    if !retry_is_due(plan, step) {
         return;
     }
     plan.act(
@@ -453,13 +461,14 @@ fn run_gate(plan: &mut Plan, step: &Step<'_>, name: &str, tries: u32, head: &Com
 }
 
 /// Takes in the verdict of a gate's ended sandbox, unless the record has it.
-fn take_gate_end(plan: &mut Plan, seen: &SandboxSeen, end: &RunEnd) {
+fn take_gate_end(plan: &mut Plan, seen: &SandboxSeen, end: &RunEnd, now: Timestamp) {
     let Role::Gate { name, sha, tries } = &seen.run.role else { return };
     let Some((head, base)) = head_of(&plan.status).filter(|(head, _)| head == sha) else { return };
     let gates = plan.status.gate_set.as_ref().map(|set| set.gates.clone()).unwrap_or_default();
     let Some(gate) = gates.iter().find(|gate| gate.name == name.as_str()) else { return };
     let known = gates::verdict_of(&plan.status, gate, &head, &base);
-    if known.is_some_and(|v| v.verdict != Verdict::Error || v.tries > *tries) {
+    let undecided = |verdict: Verdict| matches!(verdict, Verdict::Error | Verdict::Skipped);
+    if known.is_some_and(|v| !undecided(v.verdict) || v.tries > *tries) {
         return;
     }
     let (verdict, evidence) = gates::judge(end);
@@ -477,6 +486,7 @@ fn take_gate_end(plan: &mut Plan, seen: &SandboxSeen, end: &RunEnd) {
     gates::record(&mut plan.status, verdict);
     if failed {
         plan.status.counts.infrastructure += 1;
+        plan.status.last_failure_at = Some(MicroTime(now));
     }
 }
 
