@@ -93,6 +93,9 @@ impl Plan {
     /// Starts an action unless it is in flight or has failed a moment ago; in either case the plan waits for it.
     fn act(&mut self, action: Action, observed: &Observed, now: Timestamp, waiting_for: &str) {
         let id = action.id();
+        if self.actions.contains(&action) {
+            return;
+        }
         if observed.in_flight.contains(&id) {
             self.wait(waiting_for, format!("{} is under way", action.name()));
         } else if let Some((left, failure)) = failed_recently(observed, &id, now) {
