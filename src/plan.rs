@@ -110,7 +110,7 @@ impl Plan {
 
 fn failed_recently<'a>(observed: &'a Observed, id: &ActionId, now: Timestamp) -> Option<(Duration, &'a Failure)> {
     let failure = observed.outcomes.get(id)?.as_ref().err()?;
-    retry::remaining(failure.at, TEARDOWN_RETRY, now).map(|left| (left, failure))
+    retry::until_retry(failure.at, TEARDOWN_RETRY, now).map(|left| (left, failure))
 }
 
 /// Returns what to store and what to start for one agent. `permit` is the fleet's answer for it (`Fleet::permit`).

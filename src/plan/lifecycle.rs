@@ -12,7 +12,7 @@ use crate::plan::action::Action;
 use crate::plan::fleet::Permit;
 use crate::plan::gates::{self, GatesState};
 use crate::plan::observed::{EndCause, Look, Observed, RunEnd, SandboxSeen, SandboxState};
-use crate::plan::retry::{ADMISSION_RECHECK, GATE_TRIES_MAX, backoff, remaining};
+use crate::plan::retry::{ADMISSION_RECHECK, GATE_TRIES_MAX, backoff, remaining, until_retry};
 use crate::plan::status::{ending, fail};
 use crate::plan::{Desired, Plan, teardown};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -150,7 +150,7 @@ fn admitted(plan: &mut Plan, step: &Step<'_>) -> bool {
         return true;
     }
     if let (Some(refusal), Some(failed)) = (admitted, plan.status.last_failure_at.as_ref())
-        && let Some(left) = remaining(failed.0, ADMISSION_RECHECK, step.now)
+        && let Some(left) = until_retry(failed.0, ADMISSION_RECHECK, step.now)
     {
         plan.wait(&refusal.reason, refusal.message);
         plan.requeue(left);
@@ -217,7 +217,7 @@ fn retry_is_due(plan: &mut Plan, step: &Step<'_>) -> bool {
     let Some(failed) = plan.status.last_failure_at.as_ref() else { return true };
     let failures = plan.status.counts.agent_failures + plan.status.counts.infrastructure;
     let wait = backoff(step.desired.uid, failures, step.agent.backoff_initial, step.agent.backoff_max);
-    let Some(left) = remaining(failed.0, wait, step.now) else { return true };
+    let Some(left) = until_retry(failed.0, wait, step.now) else { return true };
     plan.wait(reason::BACKOFF, format!("waits {} s after failure {failures} before it tries again", wait.as_secs()));
     plan.requeue(left);
     false
