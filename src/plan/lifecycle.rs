@@ -358,7 +358,11 @@ fn again(plan: &mut Plan, step: &Step<'_>, why: &str, message: &str) {
 fn submitted(plan: &mut Plan, step: &Step<'_>) -> bool {
     let own = |seen: &&SandboxSeen| seen.run.role == Role::Agent && seen.run.attempt.0 == plan.status.attempt;
     if let Some(seen) = step.sandboxes.iter().find(own) {
-        // Only an ended sandbox gets here, and its end is stored before this starts.
+        if !matches!(seen.state, SandboxState::Ended(_)) {
+            // Its end is stored, and yet it lives: it is being stopped as a stale one, and nothing reads the tree until then.
+            plan.wait(reason::CLEANING_UP, "the sandbox of this attempt still runs");
+            return false;
+        }
         plan.act(Action::RemoveSandbox { run: seen.run.clone() }, step.observed, step.now, reason::CLEANING_UP);
     }
     let attempt = Attempt(plan.status.attempt);
