@@ -39,8 +39,10 @@ pub fn state(status: &AgentStatus, head: &CommitId, base: &CommitId, tries_max: 
         .filter(|gate| gate.needs.iter().all(|need| passed(need)))
         .filter_map(|gate| match verdict(gate) {
             None => Some((gate.clone(), 0)),
-            Some(v) if v.verdict == Verdict::Error => Some((gate.clone(), v.tries)),
-            Some(_) => None,
+            Some(v) => match v.verdict {
+                Verdict::Error | Verdict::Skipped => Some((gate.clone(), v.tries)),
+                Verdict::Pass | Verdict::Fail => None,
+            },
         })
         .collect();
     match (failed.is_empty(), runnable.is_empty()) {
@@ -72,7 +74,8 @@ pub fn judge(end: &RunEnd) -> (Verdict, String) {
         EndCause::Signaled(signal) => (Verdict::Fail, format!("ended by signal {signal}")),
         EndCause::TimedOut => (Verdict::Fail, format!("timed out after {} s", end.duration_millis / 1000)),
         EndCause::LeaseExpired => (Verdict::Error, "the sandbox lost its lease".to_owned()),
-        EndCause::Stopped => (Verdict::Error, "stopped before it could judge".to_owned()),
+        // Ours, for a suspend: nobody's failure, so that no number of suspends breaks a gate.
+        EndCause::Stopped => (Verdict::Skipped, "stopped before it could judge".to_owned()),
         EndCause::NotStarted(why) => (Verdict::Error, format!("did not start: {why}")),
         EndCause::CannotExecute(why) => (Verdict::Error, format!("the command could not be run: {why}")),
         EndCause::Lost(why) => (Verdict::Error, format!("the sandbox was lost: {why}")),

@@ -476,7 +476,7 @@ fn take_gate_end(plan: &mut Plan, seen: &SandboxSeen, end: &RunEnd, now: Timesta
         return;
     }
     let (verdict, evidence) = gates::judge(end);
-    let failed = verdict == Verdict::Error && end.cause != EndCause::Stopped;
+    let failed = verdict == Verdict::Error;
     let verdict = GateStatus {
         name: gate.name.clone(),
         verdict,
@@ -485,7 +485,7 @@ fn take_gate_end(plan: &mut Plan, seen: &SandboxSeen, end: &RunEnd, now: Timesta
         definition: gate.digest.clone(),
         duration_millis: Some(end.duration_millis),
         evidence: (!evidence.is_empty()).then_some(evidence),
-        tries: if verdict == Verdict::Error { tries + 1 } else { *tries },
+        tries: if undecided(verdict) { tries + 1 } else { *tries },
     };
     gates::record(&mut plan.status, verdict);
     if failed {
