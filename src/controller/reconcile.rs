@@ -82,6 +82,15 @@ impl Context {
         self.wake_all(woken);
     }
 
+    /// Takes a watched change into the fleet, unless a pass has seen the record later than that.
+    pub fn take_watched(&self, record: &Record, agent: Option<&ValidAgent>) {
+        let Ok(uid) = Uid::new(record.metadata.uid.clone().unwrap_or_default()) else { return };
+        let is_news = self.fleet().is_news(&uid, version_of(record));
+        if is_news {
+            self.take_into_fleet(record, agent);
+        }
+    }
+
     /// Forgets a record that is gone and wakes those whose answer may have changed.
     pub fn drop_from_fleet(&self, uid: &Uid) {
         let woken = self.fleet().remove(uid);
@@ -116,7 +125,11 @@ impl Context {
 pub fn member_of(record: &Record, agent: &ValidAgent) -> Member {
     let labels = record.metadata.labels.clone().unwrap_or_default();
     let rerun_of = record.spec.get("rerunOf").and_then(|v| v.as_str()).map(str::to_owned);
-    Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of)
+    Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of, version_of(record))
+}
+
+fn version_of(record: &Record) -> u64 {
+    record.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 /// When to come back.
