@@ -374,7 +374,8 @@ impl Fleet {
     }
 
     fn dependency_blocker(&self, member: &Member) -> Option<Permit> {
-        for name in &member.depends_on {
+        // Whoever has begun had its dependencies; that one of them is deleted later takes nothing back.
+        for name in member.depends_on.iter().filter(|_| !member.begun) {
             let key = (member.namespace.clone(), name.to_string());
             let Some(dependency) = self.names.get(&key).and_then(|uid| self.members.get(uid)) else {
                 return Some(refused(
