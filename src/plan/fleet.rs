@@ -261,15 +261,20 @@ impl Fleet {
         }
         let uid = member.uid.clone();
         let front_before = self.front();
+        let rewired = self.members.get(&uid).is_none_or(|known| known.depends_on != member.depends_on);
         let mut affected = self.take_out(&uid);
         affected.extend(self.put_in(member));
+        if rewired {
+            affected.extend(self.downstream(&uid));
+        }
         self.settle(&uid, affected, &front_before)
     }
 
     /// Forgets an agent whose record is gone. Returns others whose answer may have changed.
     pub fn remove(&mut self, uid: &Uid) -> BTreeSet<Uid> {
         let front_before = self.front();
-        let affected = self.take_out(uid);
+        let mut affected = self.downstream(uid);
+        affected.extend(self.take_out(uid));
         self.settle(uid, affected, &front_before)
     }
 
@@ -495,6 +500,17 @@ impl Fleet {
         let touched = self.touched_by(&member);
         self.members.insert(member.uid.clone(), member);
         touched
+    }
+
+    /// All that wait for this one, however far along: it may close a cycle by its coming, and open one by its going.
+    fn downstream(&self, uid: &Uid) -> BTreeSet<Uid> {
+        let mut found = BTreeSet::new();
+        let mut open = vec![uid.clone()];
+        while let Some(member) = open.pop().and_then(|uid| self.members.get(&uid)) {
+            let dependents = self.dependents.get(&(member.namespace.clone(), member.name.clone()));
+            open.extend(dependents.into_iter().flatten().filter(|uid| found.insert((*uid).clone())).cloned());
+        }
+        found
     }
 
     /// Agents that depend on this one or compete with it for a task id or a branch.
