@@ -9,7 +9,7 @@ use crate::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Epoch, FINALIZE
 use crate::api::validate::{ValidAgent, validate};
 use crate::effect::{EffectError, Subject, World};
 use crate::plan::action::{Action, Effect};
-use crate::plan::fleet::{Fleet, Member, Permit};
+use crate::plan::fleet::{Fleet, Member, Permit, Place, place};
 use crate::plan::status::ending;
 use crate::plan::{Desired, Plan, plan};
 use crate::store::{Key, Record, Store, StoreError};
@@ -192,7 +192,12 @@ pub fn error_policy(error: &PassError, failures: u32) -> Next {
 pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     let Some(epoch) = (ctx.epoch)() else { return Ok(Next::Await) };
     let read = ctx.store.get(key).await.map_err(|source| PassError::Store { what: "read", key: key.clone(), source })?;
-    let Some(record) = read else { return Ok(Next::Await) };
+    let Some(record) = read else {
+        // An earlier pass may have taken it into the fleet after the watch had told that it is gone.
+        let gone = ctx.fleet().uid_named(&key.namespace, &key.name).cloned();
+        gone.inspect(|uid| ctx.drop_from_fleet(uid));
+        return Ok(Next::Await);
+    };
     let uid = Uid::new(record.metadata.uid.clone().unwrap_or_default()).map_err(|_| PassError::NoUid(key.clone()))?;
     let checked = validate(&record);
     ctx.take_into_fleet(&record, checked.as_ref().ok());
@@ -241,6 +246,15 @@ async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus
     if decided.status == *stored {
         return Ok(false);
     }
+    if let Some(agent) = subject.agent.as_mut() {
+        agent.status = decided.status.clone();
+    }
+    let (before, after) = (place(stored), place(&decided.status));
+    if after != before && (after == Place::Starting || before == Place::Waiting && after == Place::Running) {
+        // The place is taken before the write, so that no other pass is given it meanwhile; the next read puts a failed write right.
+        // Everything else that a status says counts once it is stored.
+        ctx.take_into_fleet(&subject.record, subject.agent.as_ref());
+    }
     let mut record = subject.record.clone();
     record.status = serde_json::to_value(&decided.status).expect("a status is plain data");
     let key = record.key();
@@ -250,9 +264,6 @@ async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus
         source,
     })?;
     subject.record = written;
-    if let Some(agent) = subject.agent.as_mut() {
-        agent.status = decided.status.clone();
-    }
     ctx.remember_own_write(&subject.record);
     ctx.take_into_fleet(&subject.record, subject.agent.as_ref());
     (ctx.journal)(&Notice::Transition {
