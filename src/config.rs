@@ -67,7 +67,7 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub author_name: Option<String>,
 
-    /// Address of author and committer of pushed commits [default: mosaic@localhost]
+    /// Address of author and committer of pushed commits; without it mosaic@localhost
     #[arg(long, env = "MOSAIC_AUTHOR_EMAIL", value_name = "ADDRESS")]
     #[serde(deserialize_with = "scalar")]
     pub author_email: Option<String>,

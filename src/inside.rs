@@ -17,29 +17,38 @@ pub mod output;
 pub mod system;
 pub mod wire;
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::OwnedFd;
 
 /// Exit code for a wrong command line.
 const EXIT_USAGE: i32 = 64;
 /// Exit code when the launcher could not make the sandbox; the reason is in the run's folder.
 const EXIT_FAILED: i32 = 70;
+/// Descriptors that are kept start here, above the standard streams.
+const DESCRIPTOR_MIN: i32 = 10;
 
 /// Runs `mosaic-init` with its arguments and returns the exit code.
 pub fn run() -> i32 {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let numbers: Vec<i32> = args.iter().skip(1).filter_map(|a| a.parse().ok()).filter(|n| *n > 2).collect();
-    match (args.first().map(String::as_str), numbers.as_slice()) {
-        (Some("launch"), &[folder, lock]) if args.len() == 3 && folder != lock => {
-            // SAFETY: the controller passes exactly these two descriptors to this process; nothing else in it owns them.
-            let (folder, lock) = unsafe { (OwnedFd::from_raw_fd(folder), OwnedFd::from_raw_fd(lock)) };
-            match launch::run(folder, lock) {
-                Ok(()) => 0,
-                Err(_) => EXIT_FAILED,
-            }
-        }
-        _ => {
-            eprintln!("mosaic-init is started by mosaic itself: mosaic-init launch <folder fd> <lock fd>");
-            EXIT_USAGE
-        }
+    if !std::env::args().skip(1).eq(["launch"]) {
+        eprintln!(
+            "mosaic-init is started by mosaic itself: mosaic-init launch, with a run's folder as standard input and its lock as output"
+        );
+        return EXIT_USAGE;
     }
+    match take_descriptors().map_err(|e| e.to_string()).and_then(|(folder, lock)| launch::run(folder, lock)) {
+        Ok(()) => 0,
+        Err(_) => EXIT_FAILED,
+    }
+}
+
+/// The folder and the lock came as standard streams, so that the controller can start us without a fork of its own memory (and of all that
+/// it has open). They are moved away, and the streams become empty ones.
+fn take_descriptors() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let folder = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), DESCRIPTOR_MIN)?;
+    let lock = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), DESCRIPTOR_MIN)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok((folder, lock))
 }

@@ -43,6 +43,7 @@ mod tree;
 mod types;
 
 pub use error::WorkspaceError;
+pub use process::stoppable;
 pub use remote::report;
 pub use types::{
     GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, ResolvedRepository, SnapshotLimits, SnapshotSpec, TreeInventory, TreeMode,
@@ -73,6 +74,7 @@ pub struct Workspaces {
     mode: TreeMode,
     owner: files::Owner,
     umask: u32,
+    boot: String,
     locks: locks::Locks,
 }
 
@@ -106,10 +108,13 @@ impl Workspaces {
         let git = remote::Git::find(&folders.repositories, config.remote_timeout)?;
         let mode = tree_mode(&state, config.tree_mode)?;
         let umask = umask().map_err(io("read the umask from", "/proc/self/status"))?;
+        let boot_id = "/proc/sys/kernel/random/boot_id";
+        let boot = std::fs::read_to_string(boot_id).map_err(io("read", boot_id))?;
         let config = WorkspaceConfig { state, ..config };
-        let workspaces = Self { config, folders, allowed, git, mode, owner, umask, locks: locks::Locks::default() };
+        let workspaces = Self { config, folders, allowed, git, mode, owner, umask, boot, locks: locks::Locks::default() };
         repository::sweep(&workspaces)?;
         tree::sweep(&workspaces)?;
+        checkout::sweep(&workspaces)?;
         Ok(workspaces)
     }
 

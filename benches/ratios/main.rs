@@ -15,13 +15,16 @@ mod workspace;
 
 use table::Part;
 
+/// Measures one part, both sides in this run.
+type Measure = fn() -> Part;
+
 fn main() {
     if memory::is_child() {
         return memory::child();
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
-    let parts: [(&str, fn() -> Part); 4] = [
+    let parts: [(&str, Measure); 4] = [
         ("workspace", workspace::measure),
         ("controller", controller::measure),
         ("lifecycle", lifecycle::measure),

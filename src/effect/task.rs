@@ -65,13 +65,20 @@ pub fn agent_run(agent: &ValidAgent, run: &RunId, epoch: Epoch, paths: TreePaths
 
 /// The run of one gate on one commit.
 #[must_use]
-pub fn gate_run(agent: &ValidAgent, run: &RunId, epoch: Epoch, gate: &GateDefinition, tree: PathBuf) -> RunSpec {
+pub fn gate_run(
+    agent: &ValidAgent,
+    run: &RunId,
+    epoch: Epoch,
+    gate: &GateDefinition,
+    tree: PathBuf,
+    base_objects: Option<PathBuf>,
+) -> RunSpec {
     RunSpec {
         run: run.clone(),
         epoch,
         tree,
         home: None,
-        base_objects: None,
+        base_objects,
         task: None,
         args: vec!["sh".to_owned(), "-c".to_owned(), gate.command.clone()],
         env: BTreeMap::new(),

@@ -39,6 +39,7 @@ pub fn run(folder: OwnedFd, _lock: OwnedFd) -> Result<(), String> {
     let texts = |e: &dyn std::fmt::Display| e.to_string();
     system::close_on_exec_from(3).map_err(|e| texts(&e))?;
     system::unblock_signals();
+    rustix::process::setsid().map_err(|e| texts(&e))?;
     if system::fork(0).map_err(|e| texts(&e))?.is_some() {
         return Ok(());
     }

@@ -1,6 +1,8 @@
 //! Shared checkouts: one commit laid out once, owned by the sandbox user from the start, never written again.
 //!
-//! `checkouts/<hash>/<key>/root` appears by rename when it is complete and on disk. Agents' overlays stand on it; a few that nobody
+//! `checkouts/<hash>/<key>/root` appears by rename when it is complete. It is not synced: that would wait for whatever else is being
+//! written on the file system. It counts only in the boot that it was made in instead, as a loss of power can leave empty files; after a
+//! reboot nothing is mounted on it, so it is laid out again, the same, before the first tree is. Agents' overlays stand on it; a few that nobody
 //! uses are kept for the next agent, the rest go when a tree is removed. A tree's record names its checkout before it is looked for, and
 //! both happen under the checkout's lock, so none is taken away under a tree that is about to stand on it.
 
@@ -48,17 +50,22 @@ pub(super) fn ensure(workspaces: &Workspaces, pair: &Pair, meta: &Meta) -> Resul
     let place = folder.join(&key);
     let root = place.join("root");
     workspaces.locks.with(&format!("checkout/{}/{key}", pair.hash), || {
-        if root.is_dir() {
+        if root.is_dir() && std::fs::read_to_string(place.join("boot")).is_ok_and(|boot| boot == workspaces.boot) {
             return Ok(root.clone());
         }
-        let part = folder.join(format!(".part-{key}"));
-        files::remove_all(&folder, &format!(".part-{key}")).map_err(io("remove", &part))?;
-        files::make_folder(&part.join("root")).map_err(io("make", &part))?;
-        lay_out(workspaces, pair, &part.join("root"), meta.head(), meta.shown())?;
-        let opened = files::open_folder(&part).map_err(io("open", &part))?;
-        // Agents stand on it for as long as they live: a loss of power must not leave empty files behind.
-        rustix::fs::syncfs(&opened).map_err(io("sync", &part))?;
-        std::fs::rename(&part, &place).map_err(io("rename", &part))?;
+        let (part, trash) = (format!(".part-{key}"), format!(".trash-{key}"));
+        for name in [&part, &trash] {
+            files::remove_all(&folder, name).map_err(io("remove", folder.join(name)))?;
+        }
+        let made = folder.join(&part);
+        files::make_folder(&made.join("root")).map_err(io("make", &made))?;
+        lay_out(workspaces, pair, &made.join("root"), meta.head(), meta.shown())?;
+        std::fs::write(made.join("boot"), &workspaces.boot).map_err(io("write", made.join("boot")))?;
+        if place.exists() {
+            std::fs::rename(&place, folder.join(&trash)).map_err(io("rename", &place))?;
+        }
+        std::fs::rename(&made, &place).map_err(io("rename", &made))?;
+        files::remove_all(&folder, &trash).map_err(io("remove", folder.join(&trash)))?;
         Ok(root.clone())
     })
 }
@@ -88,6 +95,18 @@ pub(super) fn prune(workspaces: &Workspaces, hash: &str) -> Result<(), Workspace
             std::fs::rename(folder.join(&key), folder.join(&trash)).map_err(io("rename", folder.join(&key)))
         })?;
         files::remove_all(&folder, &trash).map_err(io("remove", folder.join(&trash)))?;
+    }
+    Ok(())
+}
+
+/// Takes away checkouts that a crash left half made or half removed; called once, before anybody works here.
+pub(super) fn sweep(workspaces: &Workspaces) -> Result<(), WorkspaceError> {
+    let all = &workspaces.folders.checkouts;
+    for hash in files::names_in(all).map_err(io("read", all))? {
+        let folder = all.join(hash);
+        for name in files::names_in(&folder).map_err(io("read", &folder))?.iter().filter(|name| name.starts_with('.')) {
+            files::remove_all(&folder, name).map_err(io("remove", folder.join(name)))?;
+        }
     }
     Ok(())
 }

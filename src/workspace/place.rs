@@ -106,6 +106,8 @@ impl Place {
     pub(super) fn read(&self) -> Result<Option<Meta>, WorkspaceError> {
         let path = self.meta_file();
         match std::fs::read(&path) {
+            // Empty after a loss of power: it was `Partial`, which is written without waiting for the disk.
+            Ok(bytes) if bytes.is_empty() => Ok(None),
             Ok(bytes) => {
                 let broken = |error: serde_json::Error| io("understand", &path)(std::io::Error::other(error));
                 serde_json::from_slice(&bytes).map(Some).map_err(broken)
@@ -119,7 +121,8 @@ impl Place {
     pub(super) fn write(&self, meta: &Meta) -> Result<(), WorkspaceError> {
         files::make_folder(&self.folder()).map_err(io("make", self.folder()))?;
         let bytes = serde_json::to_vec_pretty(meta).expect("it is plain data");
-        files::write_whole(&self.meta_file(), &bytes).map_err(io("write", self.meta_file()))
+        // Only what may hold an agent's work must be known after a loss of power; a partial tree is laid out again anyway.
+        files::write_whole(&self.meta_file(), &bytes, meta.stage == Stage::Ready).map_err(io("write", self.meta_file()))
     }
 
     /// Whether the tree can be used as it is.

@@ -18,7 +18,7 @@ use std::sync::Once;
 /// Most bytes of a commit message.
 const MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Up to so many new objects are synced one by one; beyond, the whole file system is.
-const SYNC_EACH_MAX: usize = 64;
+const SYNC_EACH_MAX: usize = 500;
 
 /// The two repositories of one remote in one namespace.
 #[derive(Debug, Clone)]
@@ -72,7 +72,12 @@ impl Pair {
     pub(super) fn ensure(&self, workspaces: &Workspaces) -> Result<(), WorkspaceError> {
         workspaces.locks.with(&format!("repository/{}", self.hash), || {
             self.make(&self.base, None)?;
-            self.make(&self.work, Some("../../base.git/objects\n"))
+            self.make(&self.work, Some("../../base.git/objects\n"))?;
+            // Where a shallow remote ends, our history ends in both.
+            match std::os::unix::fs::symlink("../base.git/shallow", self.work.join("shallow")) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(io("link the end of history in", &self.work)(error)),
+                _ => Ok(()),
+            }
         })
     }
 

@@ -1,5 +1,7 @@
 //! The one offline test binary: everything that needs no Docker, Valkey, Kubernetes or browser.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod agent_contract;
 mod audit;
 mod cli;
@@ -7,7 +9,9 @@ mod contracts;
 mod e2e;
 mod gates;
 mod http;
+mod plan;
 mod records;
+mod sim;
 mod skip;
 mod tidy;
 mod tools;

@@ -8,9 +8,8 @@ use crate::sandbox::{RunSpec, SandboxError};
 use crate::tools;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::PoisonError;
@@ -22,8 +21,6 @@ pub(super) const LOOK_PAUSE: Duration = Duration::from_millis(5);
 const TMP_BYTES_MIN: u64 = 64 << 20;
 /// and at most so much: it is memory of the host until limits are enforced.
 const TMP_BYTES_MAX: u64 = 2 << 30;
-/// Descriptors for the launcher start here, above those that libraries take for standard streams.
-const DESCRIPTOR_MIN: i32 = 10;
 
 impl Inner {
     pub(super) fn ensure(&self, spec: &RunSpec) -> Result<(), SandboxError> {
@@ -136,22 +133,11 @@ impl Inner {
     }
 }
 
-/// Starts the launcher in a session of its own; it detaches itself, and what we wait for ends at once.
+/// Starts the launcher; it detaches itself, and what we wait for ends at once. Without anything to do between fork and exec this is a
+/// `posix_spawn`: no copy of our memory, and hardly an instant in which another process has our locks and sockets open.
 fn spawn(init: &Path, folder: &Path, lock: &File) -> io::Result<()> {
-    let folder = File::open(folder)?;
-    let folder = rustix::io::fcntl_dupfd_cloexec(&folder, DESCRIPTOR_MIN)?;
-    let lock = rustix::io::fcntl_dupfd_cloexec(lock, DESCRIPTOR_MIN)?;
     let mut command = Command::new(init);
-    command.arg("launch").arg(folder.as_raw_fd().to_string()).arg(lock.as_raw_fd().to_string());
-    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // SAFETY: setsid and fcntl are async-signal-safe; both descriptors outlive the call.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::process::setsid()?;
-            rustix::io::fcntl_setfd(&folder, rustix::io::FdFlags::empty())?;
-            Ok(rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())?)
-        });
-    }
+    command.arg("launch").env_clear().stdin(File::open(folder)?).stdout(lock.try_clone()?).stderr(Stdio::null());
     let status = command.status()?;
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("the launcher ended with {status}"))) }
 }

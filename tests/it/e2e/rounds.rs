@@ -80,7 +80,8 @@ fn processes_left_writing_after_the_agents_exit_change_nothing_of_what_is_gated(
 #[test]
 fn moved_base_is_merged_and_the_merge_is_gated() {
     let mosaic = Mosaic::start(&[]);
-    let gate_file = gates("cat a.txt b.txt", "true");
+    // The gates may ask git about the commit that they judge.
+    let gate_file = gates("cat a.txt b.txt; git log -1 --format=%H; git status --porcelain", "true");
     let remote =
         Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str()), ("a.txt", "a\n"), ("b.txt", "b\n")]);
     let uid = mosaic.spawn(&task(&remote, "mover", "echo mine > b.txt; echo waiting; while ! [ -e /mosaic/out/go ]; do sleep 0.05; done"));

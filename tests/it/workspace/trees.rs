@@ -113,12 +113,17 @@ fn after_a_reboot_the_tree_is_mounted_again_with_its_changes() {
     std::fs::remove_file(paths.tree.join("README.md")).unwrap();
     let before = world.candidate(1, &base);
     assert!(Command::new("umount").arg(&paths.tree).status().unwrap().success());
+    // Another boot, after a loss of power that emptied a file of the shared checkout.
+    let hash = std::fs::read_dir(world.state.join("checkouts")).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(hash.join(base.as_str()).join("boot"), "before").unwrap();
+    std::fs::write(hash.join(base.as_str()).join("root/src/deep/er/file.txt"), "").unwrap();
     world.reopen(TreeModeWish::Overlay);
     let seen = world.ws.observe_tree(&uid(1)).unwrap().unwrap();
     assert!(!seen.ready);
     assert_eq!(world.ws.ensure_tree(&world.tree_spec(1, &base)).unwrap(), paths);
     assert!(world.ws.observe_tree(&uid(1)).unwrap().unwrap().ready);
     assert_eq!(std::fs::read_to_string(paths.tree.join("src/main.txt")).unwrap(), "changed\n");
+    assert_eq!(std::fs::read_to_string(paths.tree.join("src/deep/er/file.txt")).unwrap(), "deep\n");
     assert!(!paths.tree.join("README.md").exists());
     assert_eq!(world.candidate(1, &base), before);
 }

@@ -14,7 +14,7 @@ use mosaic::sandbox::process::{SANDBOX_UID, find_init};
 use mosaic::sandbox::{RunSpec, Sandbox};
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -59,13 +59,12 @@ fn launch(folder: &RunFolder) {
     let (lock, folder) = (folder.open_lock().unwrap(), File::open(folder.path()).unwrap());
     system::lock_file(lock.as_fd()).unwrap();
     let mut command = Command::new(find_init().unwrap());
-    command.arg("launch").arg(folder.as_raw_fd().to_string()).arg(lock.as_raw_fd().to_string());
+    command.arg("launch").stdin(folder).stdout(lock);
     unsafe {
-        command.pre_exec(move || {
+        command.pre_exec(|| {
             // A careful administrator's; it must change nothing inside.
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-            rustix::io::fcntl_setfd(&folder, rustix::io::FdFlags::empty())?;
-            Ok(rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())?)
+            Ok(())
         });
     }
     assert!(command.status().unwrap().success());
