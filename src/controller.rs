@@ -15,7 +15,7 @@ pub mod trigger;
 use cache::{Slim, key_of, reference};
 use futures::{FutureExt, StreamExt};
 use kube::runtime::controller::{Action as Requeue, Config, applier};
-use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::reflector::ObjectRef;
 use reconcile::{Context, Next, PassError, error_policy, reconcile};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -32,6 +32,7 @@ pub const PASSES_MAX: u16 = 64;
 /// What the queue's passes share.
 struct Work {
     ctx: Arc<Context>,
+    trigger: Trigger,
     failures: Mutex<BTreeMap<Key, u32>>,
     passes: Arc<AtomicU64>,
 }
@@ -83,13 +84,12 @@ impl Controller {
 
     /// Follows both kinds and works the queue until `shutdown` is done. Passes that run are let finish; sandboxes run on.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) {
-        let (reader, writer) = reflector_store();
-        let cache = Arc::new(Mutex::new(writer));
-        let follower = |kind, synced| Follower { kind, ctx: self.ctx.clone(), cache: cache.clone(), trigger: self.trigger.clone(), synced };
+        let reader = self.trigger.queued().reader();
+        let follower = |kind, synced| Follower { kind, ctx: self.ctx.clone(), trigger: self.trigger.clone(), synced };
         // Halts are known before the first agent is looked at; until then every agent counts as halted.
         let followers = [tokio::spawn(follower(Kind::Halt, self.synced.1).run()), tokio::spawn(follower(Kind::Agent, self.synced.0).run())];
         let queue = tokio_stream::wrappers::UnboundedReceiverStream::new(self.queue).map(|key| Ok::<_, Infallible>(reference(&key)));
-        let work = Arc::new(Work { ctx: self.ctx, failures: Mutex::default(), passes: self.passes });
+        let work = Arc::new(Work { ctx: self.ctx, trigger: self.trigger, failures: Mutex::default(), passes: self.passes });
         let config = Config::default().concurrency(PASSES_MAX);
         let passes = applier(|slim, work| pass(slim, work).boxed(), on_error, work, reader, queue.take_until(shutdown), config);
         passes.for_each(|result| async move { report(&result) }).await;
@@ -99,22 +99,18 @@ impl Controller {
     }
 }
 
-/// An empty cache that counts as filled: the queue must not wait for a first list of both kinds to tell it so.
-fn reflector_store() -> (reflector::Store<Slim>, reflector::store::Writer<Slim>) {
-    let mut writer = reflector::store::Writer::new(());
-    writer.apply_watcher_event(&kube::runtime::watcher::Event::Init);
-    writer.apply_watcher_event(&kube::runtime::watcher::Event::InitDone);
-    (writer.as_reader(), writer)
-}
-
 async fn pass(slim: Arc<Slim>, work: Arc<Work>) -> Result<Requeue, PassError> {
     let key = slim.key();
     work.passes.fetch_add(1, Ordering::Relaxed);
+    work.trigger.queued().begin(&key);
     let next = match key.kind {
         Kind::Agent => reconcile(&key, &work.ctx).await?,
         Kind::Halt => halts::reconcile_halt(&key, &work.ctx).await?,
     };
     work.failures.lock().expect("nobody panics while holding it").remove(&key);
+    if next == Next::Await {
+        work.trigger.queued().rest(&key);
+    }
     Ok(requeue(next))
 }
 
@@ -138,7 +134,7 @@ fn report(result: &Passed) {
     use kube::runtime::controller::Error;
     match result {
         Ok((reference, _)) => tracing::trace!(key = ?key_of(reference), "pass done"),
-        // The record went between its trigger and its turn, or somebody else wrote it meanwhile: both are everyday.
+        // A later pass has seen what it was queued for, or somebody else wrote it meanwhile: both are everyday.
         Err(Error::ObjectNotFound(_)) => {}
         Err(Error::ReconcilerFailed(PassError::Store { source: StoreError::Conflict(_), .. }, _)) => {}
         Err(error) => {

@@ -34,9 +34,9 @@
 //! | [`workspace`] | what agents work on | the one place that runs `git` is `workspace::remote` |
 //! | [`gates`], [`tools`] | what judges, with which tools | definitions come from the trusted branch only |
 //! | [`audit`], [`journal`] | what happened | append-only, chained; intent before each effect, outcome after |
-//! | [`controller`] | again and again | slim cache, triggers, one queue, one pass |
+//! | [`controller`] | again and again | triggers, one queue, one pass |
 //! | [`server`], [`client`], [`cli`] | front door | read and write records through `Store`; never touch a sandbox |
-//! | [`up`] | all of it together | the wiring of `mosaic up` |
+//! | [`up`], [`heap`] | all of it together | the wiring of `mosaic up`; what its memory costs |
 //! | [`inside`] | inside a sandbox | `mosaic-init`, PID 1; shares only `inside::wire` with the rest |
 //!
 //! # Invariants
@@ -84,6 +84,8 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "controller")]
 pub mod config;
+#[cfg(feature = "controller")]
+pub mod heap;
 #[cfg(feature = "controller")]
 pub mod server;
 #[cfg(feature = "controller")]

@@ -130,6 +130,7 @@ impl Running {
 /// # Errors
 /// `UpError`; nothing is left behind but the state folder.
 pub async fn start(config: &Config) -> Result<Running, UpError> {
+    crate::heap::limit_arenas();
     prepare_state(&config.state)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|source| UpError::Listen { listen: config.listen, source })?;
     let addr = listener.local_addr().map_err(|source| UpError::Listen { listen: config.listen, source })?;
@@ -153,6 +154,7 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     let (ready_sender, ready) = watch::channel(false);
     let state = server_state(config, &store, &audit, &parts, &wired, &token, addr, ready, metrics.clone(), &closing);
     let background = vec![
+        tokio::spawn(crate::heap::give_back_regularly()),
         tokio::spawn(orphans::run(wired.ctx.clone(), Memory::new(&config.state))),
         tokio::spawn(forward_changes(parts.sandbox.changes(), wired.ctx.clone())),
         tokio::spawn(resync(wired.ctx.clone(), config.resync)),
@@ -305,7 +307,10 @@ async fn resync(ctx: Arc<Context>, every: Duration) {
 }
 
 async fn wake_everybody(ctx: &Context) {
-    let wake = async |record: Record| Ok((ctx.wake)(record.key()));
+    let wake = async |record: Record| {
+        (ctx.wake)(record.key());
+        Ok(())
+    };
     let woken = async { ctx.store.list_stream(Kind::Agent).await?.0.try_for_each(wake).await };
     if let Err(error) = woken.await {
         tracing::warn!(%error, "could not list the agents");

@@ -1,19 +1,17 @@
 //! What wakes a pass: watch, finished effects, sandbox events, resync. A trigger carries an id, never data.
 //!
-//! `follow` lists and watches one kind for ever: it feeds the slim cache, the fleet and the queue. A watch that ends is resumed from
+//! `follow` lists and watches one kind for ever: it feeds the fleet and the queue. A watch that ends is resumed from
 //! the last version seen; one that is too old is listed again, and what the list lacks is treated as deleted.
 
 use crate::api::names::Uid;
 use crate::api::validate::validate;
-use crate::controller::cache::Slim;
+use crate::controller::cache::Queued;
 use crate::controller::own::version_of;
 use crate::controller::reconcile::Context;
 use crate::store::{Key, Kind, Record, StoreError, WatchEvent};
 use futures::StreamExt;
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::watcher;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
@@ -22,24 +20,30 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Sends keys to the queue from anywhere, without waiting.
 #[derive(Clone)]
-pub struct Trigger(mpsc::UnboundedSender<Key>);
+pub struct Trigger {
+    sender: mpsc::UnboundedSender<Key>,
+    queued: Arc<Mutex<Queued>>,
+}
 
 impl Trigger {
     /// The two ends: unbounded, because what is sent is one small key per change of the world, and the queue behind merges doubles.
     #[must_use]
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Key>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self(sender), receiver)
+        (Self { sender, queued: Arc::default() }, receiver)
     }
 
     /// Wakes a record. After shutdown nothing listens, and nothing is lost by that: the next start looks at every record.
     pub fn wake(&self, key: Key) {
-        let _ = self.0.send(key);
+        self.queued().wake(&key);
+        let _ = self.sender.send(key);
+    }
+
+    /// What is queued; held for moments only.
+    pub fn queued(&self) -> MutexGuard<'_, Queued> {
+        self.queued.lock().expect("nobody panics while holding it")
     }
 }
-
-/// The cache's one writer, for both kinds.
-pub type CacheWriter = Arc<std::sync::Mutex<Writer<Slim>>>;
 
 /// What one kind's watch feeds.
 pub struct Follower {
@@ -47,8 +51,6 @@ pub struct Follower {
     pub kind: Kind,
     /// Store, fleet, own writes.
     pub ctx: Arc<Context>,
-    /// The slim cache.
-    pub cache: CacheWriter,
     /// The queue.
     pub trigger: Trigger,
     /// Set to true after the first list.
@@ -58,6 +60,7 @@ pub struct Follower {
 impl Follower {
     /// Lists and watches for ever.
     pub async fn run(self) {
+        // Records that the fleet does not hold: halts, and agents that do not decode.
         let mut known: BTreeMap<Key, Uid> = BTreeMap::new();
         let mut from = None;
         loop {
@@ -86,14 +89,15 @@ impl Follower {
         // The whole fleet first: a pass that knew only a part of it would give places away that are taken.
         while let Some(record) = records.next().await {
             let record = record?;
+            self.replaced(known, &record);
             if self.kind == Kind::Agent {
                 self.ctx.fill_fleet(&record, validate(&record).as_ref().ok());
             }
             listed.insert(self.know(known, &record));
         }
-        let gone: Vec<Key> = known.keys().filter(|key| !listed.contains(*key)).cloned().collect();
-        for key in gone {
-            self.deleted(known, &key);
+        for key in self.all_known(known).difference(&listed) {
+            let uid = self.known_uid(known, key);
+            self.deleted(known, key, uid.as_ref());
         }
         if self.kind == Kind::Halt {
             self.reload_halts().await?;
@@ -124,7 +128,7 @@ impl Follower {
                     if self.kind == Kind::Halt {
                         self.reload_halts().await?;
                     }
-                    self.deleted(known, &record.key());
+                    self.deleted(known, &record.key(), uid_of(&record).as_ref());
                 }
             }
         }
@@ -132,41 +136,57 @@ impl Follower {
     }
 
     fn applied(&self, known: &mut BTreeMap<Key, Uid>, record: &Record) {
-        let key = self.know(known, record);
-        if self.ctx.is_own_write(record) {
-            return;
-        }
-        if self.kind == Kind::Agent {
+        self.replaced(known, record);
+        let is_news = !self.ctx.is_own_write(record);
+        if is_news && self.kind == Kind::Agent {
             self.ctx.take_watched(record, validate(record).as_ref().ok());
         }
-        self.trigger.wake(key);
+        let key = self.know(known, record);
+        if is_news {
+            self.trigger.wake(key);
+        }
     }
 
-    /// Takes a record into what is known and into the cache.
+    /// A record that took the place of another of its name: that one is gone.
+    fn replaced(&self, known: &mut BTreeMap<Key, Uid>, record: &Record) {
+        let key = record.key();
+        let Some(before) = self.known_uid(known, &key).filter(|before| Some(before) != uid_of(record).as_ref()) else { return };
+        // Unless it is the other way round, and a pass has seen the later one already.
+        let is_later = self.ctx.fleet().is_news(&before, version_of(record));
+        if is_later {
+            self.deleted(known, &key, Some(&before));
+        }
+    }
+
+    /// Remembers a record, unless the fleet does.
     fn know(&self, known: &mut BTreeMap<Key, Uid>, record: &Record) -> Key {
         let key = record.key();
-        if let Ok(uid) = Uid::new(record.metadata.uid.clone().unwrap_or_default()) {
-            if known.get(&key).is_some_and(|old| *old != uid) {
-                self.deleted(known, &key);
-            }
-            known.insert(key.clone(), uid);
-        }
-        self.write(&watcher::Event::Apply(Slim::of(record)));
+        match uid_of(record) {
+            Some(uid) if self.ctx.fleet().member(&uid).is_none() => known.insert(key.clone(), uid),
+            Some(_) | None => known.remove(&key),
+        };
         key
     }
 
-    fn deleted(&self, known: &mut BTreeMap<Key, Uid>, key: &Key) {
-        if let Some(uid) = known.remove(key)
-            && self.kind == Kind::Agent
-        {
-            self.ctx.drop_from_fleet(&uid);
-            self.ctx.forget(key, &uid);
-        }
-        self.write(&watcher::Event::Delete(Slim::named(key)));
+    fn known_uid(&self, known: &BTreeMap<Key, Uid>, key: &Key) -> Option<Uid> {
+        let in_fleet = || self.ctx.fleet().uid_named(&key.namespace, &key.name).cloned();
+        known.get(key).cloned().or_else(|| if self.kind == Kind::Agent { in_fleet() } else { None })
     }
 
-    fn write(&self, event: &watcher::Event<Slim>) {
-        self.cache.lock().expect("nobody panics while holding it").apply_watcher_event(event);
+    fn all_known(&self, known: &BTreeMap<Key, Uid>) -> BTreeSet<Key> {
+        let mut all: BTreeSet<Key> = known.keys().cloned().collect();
+        if self.kind == Kind::Agent {
+            all.extend(self.ctx.fleet().names().map(|(namespace, name)| Key::agent(namespace, name)));
+        }
+        all
+    }
+
+    fn deleted(&self, known: &mut BTreeMap<Key, Uid>, key: &Key, uid: Option<&Uid>) {
+        known.remove(key);
+        if let Some(uid) = uid.filter(|_| self.kind == Kind::Agent) {
+            self.ctx.drop_from_fleet(uid);
+            self.ctx.forget(key, uid);
+        }
     }
 
     /// All halts are read anew at each change: there are few, and a half-known set could stop too little.
@@ -187,4 +207,8 @@ impl Follower {
         let woken = self.ctx.fleet().set_halts(None);
         self.ctx.wake_all(woken);
     }
+}
+
+fn uid_of(record: &Record) -> Option<Uid> {
+    Uid::new(record.metadata.uid.clone()?).ok()
 }

@@ -293,6 +293,11 @@ impl Fleet {
         self.members.get(uid).map(|(member, _)| &**member)
     }
 
+    /// Namespaces and names of all.
+    pub fn names(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.members.values().map(|(member, _)| (member.namespace.as_str(), member.name.as_str()))
+    }
+
     /// The agent of that name.
     #[must_use]
     pub fn uid_named(&self, namespace: &str, name: &str) -> Option<&Uid> {
