@@ -114,7 +114,15 @@ pub fn place(status: &AgentStatus) -> Place {
     match ending(status) {
         Some(Ending::Completed) => Place::Completed,
         Some(Ending::Failed | Ending::Killed) => Place::Failed,
-        None if status.attempt == 0 || status.between_attempts => Place::Waiting,
+        None if status.attempt == 0 => Place::Waiting,
+        // What of a broken-off attempt still runs keeps its place.
+        None if status.between_attempts => {
+            if status.sandbox.is_some() {
+                Place::Running
+            } else {
+                Place::Waiting
+            }
+        }
         None if status.sandbox.is_none() && status.run.as_ref().is_none_or(|run| run.attempt < status.attempt) => Place::Starting,
         None => Place::Running,
     }

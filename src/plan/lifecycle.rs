@@ -116,10 +116,6 @@ fn finished(plan: &mut Plan, desired: &Desired<'_>, agent: &ValidAgent, observed
 
 /// Stops what runs, keeps the tree, begins nothing.
 fn suspended(plan: &mut Plan, step: &Step<'_>) {
-    let ran = plan.status.run.as_ref().is_some_and(|run| run.attempt == plan.status.attempt);
-    if plan.status.attempt > 0 && !ran {
-        plan.status.between_attempts = true;
-    }
     let mine = |seen: &&SandboxSeen| matches!(seen.run.role, Role::Gate { .. });
     for seen in step.sandboxes.iter().filter(mine) {
         if let SandboxState::Ended(end) = &seen.state {
@@ -127,7 +123,12 @@ fn suspended(plan: &mut Plan, step: &Step<'_>) {
         }
     }
     plan.requeue_after = None;
-    teardown::clear_sandboxes(plan, step.observed, step.now);
+    let ran = plan.status.run.as_ref().is_some_and(|run| run.attempt == plan.status.attempt);
+    // The agent keeps its place among the running until nothing of it runs.
+    if teardown::clear_sandboxes(plan, step.observed, step.now) && plan.status.attempt > 0 && !ran {
+        plan.status.between_attempts = true;
+        plan.status.sandbox = None;
+    }
     plan.waiting
         .insert(0, crate::plan::Waiting { reason: reason::SUSPENDED.into(), message: "spec.suspend is true; the tree is kept".into() });
 }
@@ -202,8 +203,18 @@ fn begun(plan: &mut Plan, step: &Step<'_>) -> bool {
         plan.wait(reason::QUEUED, "admitted; goes to the queue");
         return false;
     }
-    if plan.status.between_attempts && (!clear_of_sandboxes(plan, step) || !retry_is_due(plan, step) || !permitted(plan, step)) {
-        return false;
+    if plan.status.between_attempts {
+        if !clear_of_sandboxes(plan, step) {
+            return false;
+        }
+        // With the last sandbox the place goes back, and the next attempt waits for its turn like everybody.
+        if plan.status.sandbox.take().is_some() {
+            plan.wait(reason::QUEUED, "goes back to the queue");
+            return false;
+        }
+        if !retry_is_due(plan, step) || !permitted(plan, step) {
+            return false;
+        }
     }
     begin_attempt(&mut plan.status, step.now);
     true
@@ -270,7 +281,7 @@ fn ran(plan: &mut Plan, step: &Step<'_>) -> bool {
 
 /// No sandbox of this attempt: it was never made, or it is lost.
 fn start(plan: &mut Plan, step: &Step<'_>, run: RunId) {
-    if plan.status.sandbox.is_some() {
+    if plan.status.sandbox.take().is_some() {
         plan.status.between_attempts = true;
         return infrastructure_failure(plan, reason::SANDBOX_LOST, "the sandbox is gone without a trace", step.now);
     }
@@ -343,15 +354,21 @@ fn ended(plan: &mut Plan, step: &Step<'_>, end: &RunEnd) {
         EndCause::TimedOut | EndCause::Stopped => {
             // Ended by us, after a suspend that was lifted again: nobody failed.
             plan.status.between_attempts = true;
+            plan.status.sandbox = None;
             return plan.wait(reason::CLEANING_UP, "the attempt was stopped; the next one begins");
         }
     }
-    plan.status.sandbox.get_or_insert_with(SandboxStatus::default);
+    if plan.status.between_attempts {
+        plan.status.sandbox = None;
+    } else {
+        plan.status.sandbox.get_or_insert_with(SandboxStatus::default);
+    }
     plan.status.run = Some(run);
 }
 
 fn again(plan: &mut Plan, step: &Step<'_>, why: &str, message: &str) {
     plan.status.between_attempts = true;
+    plan.status.sandbox = None;
     infrastructure_failure(plan, why, message, step.now);
     plan.wait(why, message);
 }
