@@ -227,6 +227,8 @@ fn is_own_head(status: &AgentStatus, found: &CommitId) -> bool {
 pub(super) fn infrastructure_failure(plan: &mut Plan, why: &str, message: &str, now: Timestamp) {
     plan.status.counts.infrastructure += 1;
     plan.status.last_failure_at = Some(MicroTime(now));
+    // While the backoff lasts, this is where people see what fails.
+    condition::set(&mut plan.status.conditions, condition::PUSHED, false, why, message, now);
     if plan.status.counts.infrastructure >= INFRASTRUCTURE_FAILURES_MAX {
         fail(plan, why, format!("given up after {INFRASTRUCTURE_FAILURES_MAX} failures of the infrastructure: {message}"), now);
     }

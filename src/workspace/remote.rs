@@ -95,6 +95,11 @@ impl Git {
 
     /// Looks at the remote: its default branch, and those of `branches` that exist (`None`: all).
     pub(super) fn look(&self, remote: &Remote, branches: Option<&[&Branch]>) -> Result<RemoteRefs, WorkspaceError> {
+        self.look_within(remote, branches, self.timeout)
+    }
+
+    /// As `look`, with a time limit of its own.
+    pub(super) fn look_within(&self, remote: &Remote, branches: Option<&[&Branch]>, limit: Duration) -> Result<RemoteRefs, WorkspaceError> {
         let mut arguments: Vec<OsString> = vec!["ls-remote".into(), "--symref".into()];
         arguments.extend(self.serve_as_owner(remote, "--upload-pack", "git-upload-pack"));
         arguments.push("--end-of-options".into());
@@ -104,7 +109,7 @@ impl Git {
             Some(branches) => arguments.extend(branches.iter().map(|branch| branch.full_ref().into())),
             None => arguments.push("refs/heads/*".into()),
         }
-        let told = self.run("look at", remote, None, &arguments, self.timeout)?;
+        let told = self.run("look at", remote, None, &arguments, limit)?;
         if !told.succeeded {
             return Err(failed("look at", remote, &told));
         }

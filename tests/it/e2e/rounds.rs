@@ -150,3 +150,20 @@ fn remote_that_refuses_by_hook_becomes_feedback_and_then_a_clear_end() {
     assert!(remote.agent_refs().is_empty());
     mosaic.assert_nothing_left();
 }
+
+#[test]
+fn remote_that_is_away_is_named_while_the_agent_waits_and_costs_no_round() {
+    let mosaic = Mosaic::start(&[]);
+    let gate_file = gates("true", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
+    let uid = mosaic.spawn(&task(&remote, "away", "echo x > x.txt; sleep 1"));
+    mosaic.wait(&uid, "the agent to run", |object| condition(object, "SandboxReady") == "True");
+    let away = remote.path.with_extension("away");
+    std::fs::rename(&remote.path, &away).unwrap();
+    let object = mosaic.wait(&uid, "the failure", |object| object["status"]["counts"]["infrastructure"].as_u64() > Some(0));
+    let pushed = object["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Pushed").expect("what fails");
+    assert!(pushed["message"].as_str().unwrap().contains("repo.git"), "{pushed:#}");
+    std::fs::rename(&away, &remote.path).unwrap();
+    let object = mosaic.wait_completed(&uid);
+    assert_eq!((&object["status"]["counts"]["rejections"], &object["status"]["attempt"]), (&json!(0), &json!(1)));
+}
