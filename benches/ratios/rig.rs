@@ -216,7 +216,7 @@ fn idle_agent(number: usize) -> Record {
                 "repository": format!("https://git.example.org/group/project-{:02}.git", number % 50),
                 "branch": "main",
                 "workItems": [format!("ITEM-{number:05}"), "review the error handling"],
-                "instructions": sentence.repeat(4),
+                "instructions": sentence.repeat(6),
             },
             "runtime": {"command": {"args": ["agent", "--headless", "--task", format!("TASK-{number:05}")]}},
             "sandbox": {"driver": "auto", "cpu": "2", "memory": "2Gi"},
