@@ -62,12 +62,12 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub lease: Option<String>,
 
-    /// Name of author and committer of pushed commits (default: Mosaic)
+    /// Name of author and committer of pushed commits [default: Mosaic]
     #[arg(long, env = "MOSAIC_AUTHOR_NAME", value_name = "NAME")]
     #[serde(deserialize_with = "scalar")]
     pub author_name: Option<String>,
 
-    /// Address of author and committer of pushed commits (default: mosaic@localhost)
+    /// Address of author and committer of pushed commits; without it mosaic@localhost
     #[arg(long, env = "MOSAIC_AUTHOR_EMAIL", value_name = "ADDRESS")]
     #[serde(deserialize_with = "scalar")]
     pub author_email: Option<String>,

@@ -5,8 +5,10 @@
 //! what has no record. Nothing here decides; that is `plan`'s.
 
 pub mod cache;
+pub mod foresight;
 pub mod halts;
 pub mod orphans;
+pub mod own;
 pub mod reconcile;
 pub mod trigger;
 
@@ -22,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
 use trigger::{Follower, Trigger};
 
-use crate::store::{Key, Kind};
+use crate::store::{Key, Kind, StoreError};
 
 /// Passes that run at once. They wait for disk and engine, not for the processor.
 pub const PASSES_MAX: u16 = 64;
@@ -136,8 +138,9 @@ fn report(result: &Passed) {
     use kube::runtime::controller::Error;
     match result {
         Ok((reference, _)) => tracing::trace!(key = ?key_of(reference), "pass done"),
-        // The record went between its trigger and its turn.
+        // The record went between its trigger and its turn, or somebody else wrote it meanwhile: both are everyday.
         Err(Error::ObjectNotFound(_)) => {}
+        Err(Error::ReconcilerFailed(PassError::Store { source: StoreError::Conflict(_), .. }, _)) => {}
         Err(error) => {
             let chain = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
             let text: Vec<String> = chain.map(ToString::to_string).collect();

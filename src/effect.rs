@@ -55,6 +55,10 @@ pub trait World: Send + Sync {
     /// Does an effect, or starts it when it is blocking. Idempotent.
     fn apply<'a>(&'a self, subject: &'a Subject, effect: Effect) -> BoxFuture<'a, Result<(), EffectError>>;
 
+    /// Effects under way whose good end would change nothing, as the pass that looked last found: they need not wake anybody. Holds
+    /// until the next `observe` of the agent, which must not miss an end: what ends after that look wakes unless it is said here again.
+    fn end_quietly(&self, _uid: &Uid, _effects: &BTreeSet<ActionId>) {}
+
     /// Forgets outcomes: the record shows what they brought.
     fn acknowledge(&self, uid: &Uid, taken: &BTreeSet<ActionId>);
 

@@ -6,8 +6,8 @@
 //!
 //! Only the folders that a tool needs are mounted, never the folder that was named: `~/.cargo` also holds `credentials.toml`, an npm
 //! prefix may hold an `npmrc` with a token. Where a tool must write beside what it reads, its own folder in HOME is writable and only the
-//! parts that it reads are links into the mount (`wrap`); those links are made inside the sandbox, because HOME is the agent's and a
-//! controller that follows its links could be led anywhere.
+//! parts that it reads are links into the mount; those links are made inside the sandbox, because HOME is the agent's and a controller that
+//! follows its links could be led anywhere.
 //!
 //! Deliberately not here: the mounting (each sandbox driver does its own), and fetching anything.
 
@@ -152,25 +152,6 @@ pub fn search_path(roots: &[ToolRoot]) -> String {
 pub fn environment(roots: &[ToolRoot]) -> BTreeMap<String, String> {
     let offline = OFFLINE.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     offline.chain(roots.iter().flat_map(|root| root.env.clone())).collect()
-}
-
-/// Puts the making of HOME's links before a command, if there are any to make. What is in HOME already stays.
-#[must_use]
-pub fn wrap(roots: &[ToolRoot], args: Vec<String>) -> Vec<String> {
-    let links: Vec<&(PathBuf, PathBuf)> = roots.iter().flat_map(|root| &root.home_links).collect();
-    if links.is_empty() {
-        return args;
-    }
-    // The places are ours and the names of roots are labels: nothing in them needs quoting beyond this.
-    let script: String = links
-        .iter()
-        .map(|(place, target)| {
-            let (place, target) = (place.display(), target.display());
-            format!("[ -e \"$HOME/{place}\" ] || {{ mkdir -p \"$HOME/{place}\" && rmdir \"$HOME/{place}\" && ln -s {target} \"$HOME/{place}\"; }}; ")
-        })
-        .collect();
-    let shell = ["sh", "-c"].into_iter().map(str::to_owned);
-    shell.chain([format!("{script}exec \"$@\""), "sh".to_owned()]).chain(args).collect()
 }
 
 /// One line per root, for the operator.

@@ -42,7 +42,10 @@ use tokio_util::sync::CancellationToken;
 
 /// How long passes that run may go on after a shutdown began.
 const CONTROLLER_SHUTDOWN_MAX: Duration = Duration::from_secs(10);
-/// How often readiness and gauges are brought up to date.
+/// How long the lock of a killed predecessor is waited for, and how often it is tried.
+const STORE_PATIENCE: Duration = Duration::from_secs(1);
+const STORE_PAUSE: Duration = Duration::from_millis(50);
+/// How often readiness and the count of passes are brought up to date.
 const TELL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Why `mosaic up` could not start. Every text says what was tried and what to do.
@@ -131,7 +134,7 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     let listener = TcpListener::bind(config.listen).await.map_err(|source| UpError::Listen { listen: config.listen, source })?;
     let addr = listener.local_addr().map_err(|source| UpError::Listen { listen: config.listen, source })?;
     let path = config.state.join("mosaic.redb");
-    let store = Arc::new(EmbeddedStore::open(&path, EmbeddedOptions::default()).map_err(part("the embedded store"))?);
+    let store = Arc::new(open_store(&path).await?);
     let lease = Arc::new(FileLease::new(&config.state, Some(store.clone())));
     let epoch = match lease.acquire(Epoch(0)).await.map_err(part("the leader lease"))? {
         Acquired::Leads(epoch) => epoch,
@@ -153,7 +156,7 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
         tokio::spawn(orphans::run(wired.ctx.clone(), Memory::new(&config.state))),
         tokio::spawn(forward_changes(parts.sandbox.changes(), wired.ctx.clone())),
         tokio::spawn(resync(wired.ctx.clone(), config.resync)),
-        tokio::spawn(tell(wired.ctx.clone(), progress.clone(), ready_sender, metrics)),
+        tokio::spawn(tell(progress.clone(), ready_sender, metrics)),
     ];
     let stop = closing.clone();
     let tasks = vec![
@@ -163,6 +166,18 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     write_server_file(&config.state, addr)?;
     let state = config.state.clone();
     Ok(Running { addr, token, store, progress, notes: parts.notes, state, closing, tasks, background, lease, epoch })
+}
+
+/// Opens the store. The lock of one that was just killed may still be held for a moment by a child that it was starting.
+async fn open_store(path: &Path) -> Result<EmbeddedStore, UpError> {
+    let until = Instant::now() + STORE_PATIENCE;
+    loop {
+        match EmbeddedStore::open(path, EmbeddedOptions::default()) {
+            Ok(store) => return Ok(store),
+            Err(error) if Instant::now() > until => return Err(part("the embedded store")(error)),
+            Err(_) => tokio::time::sleep(STORE_PAUSE).await,
+        }
+    }
 }
 
 fn prepare_state(path: &Path) -> Result<(), UpError> {
@@ -241,9 +256,11 @@ fn wire(config: &Config, store: &Arc<dyn Store>, parts: &Parts, audit: &Arc<Audi
     };
     let ended = {
         let (ledger, wake) = (ledger.clone(), wake.clone());
-        Arc::new(move |effect: &Effect, result: &Ended| {
+        Arc::new(move |effect: &Effect, result: &Ended, wakes: bool| {
             ledger.outcome(effect, result.as_ref().map(|_| ()).map_err(|failure| failure.message.clone()));
-            wake(effect.key.clone());
+            if wakes {
+                wake(effect.key.clone());
+            }
         })
     };
     let sandbox: Arc<dyn Sandbox> = parts.sandbox.clone();
@@ -294,8 +311,8 @@ async fn wake_everybody(ctx: &Context) {
     }
 }
 
-/// Tells readiness and the gauges of the fleet.
-async fn tell(ctx: Arc<Context>, progress: Progress, ready: watch::Sender<bool>, metrics: Arc<Metrics>) {
+/// Tells readiness and counts passes.
+async fn tell(progress: Progress, ready: watch::Sender<bool>, metrics: Arc<Metrics>) {
     let passes = Arc::new(AtomicU64::new(0));
     let counter = prometheus_client::metrics::counter::Counter::<u64>::default();
     metrics.register(|registry| registry.register("mosaic_reconcile", "Passes over records", counter.clone()));
@@ -303,12 +320,6 @@ async fn tell(ctx: Arc<Context>, progress: Progress, ready: watch::Sender<bool>,
         ready.send_if_modified(|ready| std::mem::replace(ready, progress.is_synced()) != *ready);
         let done = progress.passes();
         counter.inc_by(done - passes.swap(done, Ordering::Relaxed));
-        let counts = ctx.fleet().counts();
-        metrics.set_agents("pending", counts.pending);
-        metrics.set_agents("spawning", counts.starting);
-        metrics.set_agents("running", counts.running);
-        metrics.set_agents("completed", counts.completed);
-        metrics.set_agents("failed", counts.failed);
         tokio::time::sleep(TELL_INTERVAL).await;
     }
 }

@@ -115,7 +115,7 @@ fn try_next(agent: &AgentView, folders: &Folders, paint: Paint) {
     if std::io::stdin().is_terminal() {
         out!("  in another terminal:  export MOSAIC_STATE={state}");
         out!("  mosaic describe {name}\n  mosaic logs {name} --attempt 1\n  mosaic diff {name}\n  {diff}");
-        out!("  mosaic spawn --repo {} --profile minimal --wait -- sh -c 'echo more >> README.md'", folders.remote.display());
+        out!("  mosaic spawn --repo {} --branch {branch} --wait -- sh -c 'echo more >> README.md'", folders.remote.display());
     } else {
         out!("  mosaic up --state {state} &\n  export MOSAIC_STATE={state}");
         out!("  mosaic describe {name}; mosaic logs {name} --attempt 1; mosaic diff {name}\n  {diff}");

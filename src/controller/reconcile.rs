@@ -4,13 +4,14 @@
 //! agent, gate or push. A pass that was interrupted anywhere can simply be run again.
 
 use crate::api::agent::AgentStatus;
-use crate::api::condition;
 use crate::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Epoch, FINALIZER, Uid};
 use crate::api::validate::{ValidAgent, validate};
+use crate::controller::foresight::{Foresight, foresee};
+use crate::controller::own::OwnWrite;
 use crate::effect::{EffectError, Subject, World};
 use crate::plan::action::{Action, Effect};
 use crate::plan::fleet::{Fleet, Member, Permit};
-use crate::plan::status::ending;
+use crate::plan::observed::Observed;
 use crate::plan::{Desired, Plan, plan};
 use crate::store::{Key, Record, Store, StoreError};
 use futures::FutureExt;
@@ -80,8 +81,8 @@ pub struct Context {
     pub journal: Journal,
     /// Wakes other records (their uid is looked up in the fleet).
     pub wake: Arc<dyn Fn(Key) + Send + Sync>,
-    /// Resource versions that this controller wrote, so that its own writes wake nobody.
-    pub own_writes: Mutex<BTreeMap<Key, String>>,
+    /// Writes of this controller whose echo was not watched yet: its own writes wake nobody.
+    pub own_writes: Mutex<BTreeMap<Key, OwnWrite>>,
 }
 
 impl Context {
@@ -120,18 +121,6 @@ impl Context {
                 (self.wake)(key);
             }
         }
-    }
-
-    /// Remembers the resource version of a record that this controller wrote.
-    pub fn remember_own_write(&self, record: &Record) {
-        let version = record.metadata.resource_version.clone().unwrap_or_default();
-        self.own_writes.lock().expect("nobody panics while holding it").insert(record.key(), version);
-    }
-
-    /// Whether a watched change is this controller's own last write.
-    pub fn is_own_write(&self, record: &Record) -> bool {
-        let own = self.own_writes.lock().expect("nobody panics while holding it");
-        own.get(&record.key()).is_some_and(|version| Some(version) == record.metadata.resource_version.as_ref())
     }
 }
 
@@ -215,12 +204,28 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     let observed = ctx.world.observe(&subject).await;
     let permit = permit_for(ctx, &subject);
     let desired = desired(&subject, &stored, checked.as_ref().map_err(Vec::as_slice));
-    let decided = plan(&desired, &observed, &permit, (ctx.clock)());
+    let now = (ctx.clock)();
+    let decided = plan(&desired, &observed, &permit, now);
     debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
     let wrote = store_status(ctx, &mut subject, &stored, &decided).await?;
     ctx.world.acknowledge(&subject.uid, &decided.taken);
-    let started = apply(ctx, &subject, epoch, &decided).await?;
-    Ok(next(&decided, wrote, started))
+    if !apply(ctx, &subject, epoch, &decided).await? {
+        return Ok(Next::After(Duration::ZERO));
+    }
+    let mut ahead = Foresight::default();
+    if asks_ahead(&observed, &decided, wrote) {
+        let spec = subject.agent.as_ref().ok_or(checked.as_ref().err().map_or(&[][..], Vec::as_slice));
+        ahead = foresee(&self::desired(&subject, &decided.status, spec), &observed, &permit_for(ctx, &subject), &decided, now);
+    }
+    ctx.world.end_quietly(&subject.uid, &ahead.quiet);
+    Ok(if ahead.opens_more { Next::After(Duration::ZERO) } else { decided.requeue_after.map_or(Next::Await, Next::After) })
+}
+
+/// Whether there is anything to ask of the plan again: a write to the record wakes it by the watch, and a pass that found and did nothing
+/// new leaves nothing to ask.
+fn asks_ahead(observed: &Observed, decided: &Plan, wrote: bool) -> bool {
+    let writes_record = decided.actions.iter().any(|action| !action.is_blocking());
+    !writes_record && (wrote || !decided.actions.is_empty() || !observed.in_flight.is_empty())
 }
 
 fn desired<'a>(subject: &'a Subject, stored: &'a AgentStatus, spec: Result<&'a ValidAgent, &'a [String]>) -> Desired<'a> {
@@ -255,16 +260,17 @@ async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus
     let mut record = subject.record.clone();
     record.status = serde_json::to_value(&decided.status).expect("a status is plain data");
     let key = record.key();
+    let writing = ctx.begin_own_write(key.clone());
     let written = ctx.store.replace_status(record).await.map_err(|source| PassError::Store {
         what: "write the status of",
         key: key.clone(),
         source,
     })?;
+    writing.done(&written);
     subject.record = written;
     if let Some(agent) = subject.agent.as_mut() {
         agent.status = decided.status.clone();
     }
-    ctx.remember_own_write(&subject.record);
     ctx.take_into_fleet(&subject.record, subject.agent.as_ref());
     (ctx.journal.transition)(Transition { key, uid: subject.uid.clone(), before: stored.clone(), after: decided.status.clone() });
     Ok(true)
@@ -313,13 +319,4 @@ fn starts_something(action: &Action) -> bool {
         | Action::RemoveFinalizer
         | Action::DeleteRecord => false,
     }
-}
-
-fn next(decided: &Plan, wrote: bool, started: bool) -> Next {
-    let settled = ending(&decided.status).is_some() && condition::is_true(&decided.status.conditions, condition::CLEANED_UP);
-    // A status that changed while nothing was started may open the next step; our own write does not wake us.
-    if !started || (wrote && decided.actions.is_empty() && !settled && decided.requeue_after.is_none()) {
-        return Next::After(Duration::ZERO);
-    }
-    decided.requeue_after.map_or(Next::Await, Next::After)
 }

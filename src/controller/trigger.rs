@@ -6,6 +6,7 @@
 use crate::api::names::Uid;
 use crate::api::validate::validate;
 use crate::controller::cache::Slim;
+use crate::controller::own::version_of;
 use crate::controller::reconcile::Context;
 use crate::store::{Key, Kind, Record, StoreError, WatchEvent};
 use futures::StreamExt;
@@ -172,8 +173,4 @@ impl Follower {
         let woken = self.ctx.fleet().set_halts(None);
         self.ctx.wake_all(woken);
     }
-}
-
-fn version_of(record: &Record) -> u64 {
-    record.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }

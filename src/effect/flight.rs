@@ -18,12 +18,14 @@ pub const EFFECTS_PARALLEL_MAX: usize = 16;
 
 /// What an ended effect brought.
 pub type Ended = Result<Outcome, Failure>;
-/// Told of every ended effect: writes the audit log and wakes the record.
-pub type OnEnd = Arc<dyn Fn(&Effect, &Ended) + Send + Sync>;
+/// Told of every ended effect: writes the audit log, and wakes the record if the last argument says so.
+pub type OnEnd = Arc<dyn Fn(&Effect, &Ended, bool) + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Flight {
     running: BTreeSet<ActionId>,
+    /// Of those: whose good end wakes nobody, unless somebody looks before it.
+    quiet: BTreeSet<ActionId>,
     ended: BTreeMap<ActionId, Ended>,
 }
 
@@ -46,10 +48,21 @@ impl Flights {
         self.table.lock().expect("nobody panics while holding it")
     }
 
-    /// What is in flight and what has ended, for one agent.
+    /// What is in flight and what has ended, for one agent. From now on every end wakes it again.
     #[must_use]
-    pub fn of(&self, uid: &Uid) -> (BTreeSet<ActionId>, BTreeMap<ActionId, Ended>) {
-        self.table().get(uid).map(|flight| (flight.running.clone(), flight.ended.clone())).unwrap_or_default()
+    pub fn look(&self, uid: &Uid) -> (BTreeSet<ActionId>, BTreeMap<ActionId, Ended>) {
+        let mut table = self.table();
+        let Some(flight) = table.get_mut(uid) else { return <_>::default() };
+        flight.quiet.clear();
+        (flight.running.clone(), flight.ended.clone())
+    }
+
+    /// The good end of these, as far as they are still under way, wakes nobody until the next look. What ended since the last look has
+    /// woken already.
+    pub fn end_quietly(&self, uid: &Uid, effects: &BTreeSet<ActionId>) {
+        if let Some(flight) = self.table().get_mut(uid) {
+            flight.quiet = effects.intersection(&flight.running).cloned().collect();
+        }
     }
 
     /// Starts an effect unless the same one is in flight. `urgent` effects (stops) wait for no place.
@@ -75,11 +88,13 @@ impl Flights {
 
     fn end(&self, effect: &Effect, result: Ended) {
         let id = effect.action.id();
+        let mut wakes = true;
         if let Some(flight) = self.table().get_mut(&effect.uid) {
             flight.running.remove(&id);
+            wakes = !flight.quiet.remove(&id) || result.is_err();
             flight.ended.insert(id, result.clone());
         }
-        (self.on_end)(effect, &result);
+        (self.on_end)(effect, &result, wakes);
     }
 
     /// Forgets outcomes that the record shows.

@@ -55,7 +55,7 @@ impl World for RealWorld {
     fn observe<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Observed> {
         async move {
             // The table first: what ends after this look is seen in the look at the sandboxes, or wakes another pass.
-            let (in_flight, outcomes) = self.flights.of(&subject.uid);
+            let (in_flight, outcomes) = self.flights.look(&subject.uid);
             let sandboxes = match self.parts.sandbox.observe(Some(&subject.uid)).await {
                 Ok(seen) => Look::Seen(seen),
                 Err(error) => Look::Unknown(chain(&error)),
@@ -84,6 +84,10 @@ impl World for RealWorld {
             Ok(())
         }
         .boxed()
+    }
+
+    fn end_quietly(&self, uid: &Uid, effects: &BTreeSet<ActionId>) {
+        self.flights.end_quietly(uid, effects);
     }
 
     fn acknowledge(&self, uid: &Uid, taken: &BTreeSet<ActionId>) {

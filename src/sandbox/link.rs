@@ -88,10 +88,15 @@ impl LinkServer {
         Ok(Self { shared: Arc::new(shared), runtime: handle, quit: Some(quit), thread: Some(thread) })
     }
 
-    /// Tells of every run that started or ended, by the agent's uid. Messages may be missed; they carry no data.
+    /// Tells of every run that ended, by the agent's uid. Messages may be missed; they carry no data.
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Uid> {
         self.shared.changes.subscribe()
+    }
+
+    /// Tells of a run that ended without ever having been granted its start.
+    pub fn tell_ended(&self, uid: &Uid) {
+        self.shared.changed(uid);
     }
 
     /// Raises the epoch that answers carry.
@@ -268,7 +273,6 @@ async fn grant(shared: Arc<Shared>, link: Arc<RunLink>, pid: Option<i32>, reques
     match decided {
         Ok(Ok(None)) => {
             tokio::spawn(watch_end(shared.clone(), link.clone()));
-            shared.changed(&link.run.uid);
             json(&GrantAnswer { granted: true, reason: String::new(), epoch })
         }
         Ok(Ok(Some(reason))) => json(&GrantAnswer { granted: false, reason: reason.to_owned(), epoch }),

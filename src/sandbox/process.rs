@@ -136,7 +136,7 @@ impl ProcessSandbox {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Tells of every run that started or ended, by the agent's uid. Messages may be missed; look with `observe`.
+    /// Tells of every run that ended, by the agent's uid; of a start the end of `ensure` tells. Messages may be missed; look with `observe`.
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Uid> {
         self.inner.link.changes()

@@ -1,6 +1,7 @@
 //! What the demo tells: each transition with its time as a watch shows it, what the gate said, and the proof.
 
 use super::Folders;
+use crate::api::condition;
 use crate::api::names::Branch;
 use crate::cli::Failure;
 use crate::cli::describe::verdicts;
@@ -29,14 +30,16 @@ impl Story {
         Self { paint, started, last: String::new(), told_verdicts: BTreeSet::new(), told_feedback: 0 }
     }
 
-    /// Tells every transition until the agent has finished; gives its last state.
+    /// Tells every transition until the agent has finished and everything of it is gone; gives its last state. Ending the controller
+    /// before that would leave a mounted tree behind, as nobody would be there to remove it.
     pub(super) async fn follow(mut self, client: &Client, agent: &AgentView) -> Result<AgentView, Failure> {
         let mut lines = client.watch(Some(&agent.namespace), Some(&agent.name)).await?;
         while let Some(line) = lines.next().await {
             match line? {
                 WatchLine::Applied { agent } => {
                     self.tell(&agent);
-                    if agent.is_finished() {
+                    if agent.is_finished() && agent.has_condition(condition::CLEANED_UP) {
+                        out!("{} {:<10} sandboxes and tree were seen gone", self.stamp(), "");
                         return self.end(*agent);
                     }
                 }

@@ -117,10 +117,12 @@ impl Inner {
     fn wait_started(&self, run: &Run) -> Result<(), SandboxError> {
         let until = Instant::now() + self.config.start_timeout;
         loop {
-            if run.ended.get().is_some() || self.link.wait_started(&run.id, LOOK_PAUSE * 4) {
+            if self.link.wait_started(&run.id, LOOK_PAUSE * 4) {
                 return Ok(());
             }
-            if !run.folder.is_held().map_err(Self::failed(&run.id, "look at"))? {
+            if run.ended.get().is_some() || !run.folder.is_held().map_err(Self::failed(&run.id, "look at"))? {
+                // The link tells of ends only from the grant on.
+                self.link.tell_ended(&run.id.uid);
                 return Ok(());
             }
             if Instant::now() >= until {
