@@ -10,6 +10,14 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use std::fs;
 
+/// Namespaces that are made with init, and the primitive that each is.
+pub const CLONED: [(&str, libc::c_int); 5] = [
+    ("pid-namespace", libc::CLONE_NEWPID),
+    ("mount-namespace", libc::CLONE_NEWNS),
+    ("network-namespace", libc::CLONE_NEWNET),
+    ("ipc-namespace", libc::CLONE_NEWIPC),
+    ("uts-namespace", libc::CLONE_NEWUTS),
+];
 /// Namespaces that are new in every sandbox.
 pub const NAMESPACES: [&str; 6] = ["user", "pid", "mnt", "net", "ipc", "uts"];
 /// No kernel has more capabilities than this.
@@ -40,6 +48,13 @@ pub enum Need {
     WherePossible,
 }
 
+/// Whether a primitive may be missing where the operator allows these.
+#[must_use]
+pub fn may_miss(name: &str, allow_missing: &[String]) -> bool {
+    let allowed = |p: &Primitive| p.name == name && p.need == Need::UnlessAllowed;
+    allow_missing.iter().any(|allowed| allowed == name) && PRIMITIVES.iter().any(allowed)
+}
+
 const HELP_ROOT: &str = "mosaic needs root with CAP_SYS_ADMIN: within a container start that with --privileged, or run mosaic on the host";
 const HELP_OWN: &str = "init sets this itself: a seccomp profile of the container or service that mosaic runs in may refuse it";
 
@@ -51,6 +66,10 @@ pub const PRIMITIVES: &[Primitive] = &[
     unless_allowed("network-namespace", |e| e.is_new("net") && e.interfaces == ["lo"], HELP_ROOT),
     unless_allowed("ipc-namespace", |e| e.is_new("ipc"), HELP_ROOT),
     unless_allowed("uts-namespace", |e| e.is_new("uts"), HELP_ROOT),
+    always("unprivileged-uid", Evidence::has_own_ids, HELP_OWN),
+    always("no-capabilities", Evidence::has_no_capabilities, HELP_OWN),
+    always("no-new-privileges", |e| e.status_field("NoNewPrivs") == "1", HELP_OWN),
+    always("init-not-dumpable", |e| !e.dumpable, HELP_OWN),
     unless_allowed(
         "seccomp",
         |e| e.trial.seccomp,
@@ -61,10 +80,6 @@ pub const PRIMITIVES: &[Primitive] = &[
         |e| e.trial.landlock,
         "it needs Linux 5.19 with CONFIG_SECURITY_LANDLOCK and `landlock` in the boot parameter lsm= (see /sys/kernel/security/lsm); a container's seccomp profile must allow its calls",
     ),
-    always("unprivileged-uid", Evidence::has_own_ids, HELP_OWN),
-    always("no-capabilities", Evidence::has_no_capabilities, HELP_OWN),
-    always("no-new-privileges", |e| e.status_field("NoNewPrivs") == "1", HELP_OWN),
-    always("init-not-dumpable", |e| !e.dumpable, HELP_OWN),
     always("init-untouchable", |e| e.trial.untouchable, "the sysctl fs.suid_dumpable must be 0 or 2, and /proc that of the sandbox"),
     unless_allowed("no-core-dumps", |e| e.core_bytes_max == Some(0), HELP_OWN),
     unless_allowed(
@@ -233,11 +248,7 @@ impl Evidence {
     pub fn isolation(&self, allow_missing: &[String]) -> Result<Vec<String>, String> {
         let mut names = Vec::new();
         for Primitive { name, need, holds, help } in PRIMITIVES {
-            let may_miss = match need {
-                Need::Always => false,
-                Need::UnlessAllowed => allow_missing.iter().any(|allowed| allowed == name),
-                Need::WherePossible => true,
-            };
+            let may_miss = *need == Need::WherePossible || may_miss(name, allow_missing);
             if holds(self) {
                 names.push((*name).to_owned());
             } else if !may_miss {

@@ -156,8 +156,20 @@ mod bits {
     pub const FILE_TYPE: u32 = libc::S_IFMT;
     pub const DEVICES: &[u32] = &[libc::S_IFCHR, libc::S_IFBLK];
     pub const WHITEOUT: u32 = libc::RENAME_WHITEOUT;
+    /// init has the agent's uid, and these calls ask for no more: a limit on its processor time would end it.
+    pub const INIT: &[u32] = &[1];
+    pub const PRIORITY_PROCESS: &[u32] = &[libc::PRIO_PROCESS];
+    pub const PRIORITY_USER: &[u32] = &[libc::PRIO_USER];
+    pub const DISK_PRIORITY_PROCESS: &[u32] = &[1];
+    pub const DISK_PRIORITY_USER: &[u32] = &[3];
     /// The default, and the question which one it is.
     pub const PERSONALITIES: &[u32] = &[0, u32::MAX];
+}
+
+/// Denies a call whose first argument is a process, where that is init.
+const fn on_init(call: c_long) -> Rule {
+    const NAMES_INIT: &[Condition] = &[is_one_of(0, ALL_BITS, bits::INIT)];
+    Rule { call, errno: libc::EPERM, when: NAMES_INIT }
 }
 
 /// Calls that are denied by their arguments.
@@ -187,6 +199,23 @@ pub const RULES: &[Rule] = &[
     Rule { call: libc::SYS_mknodat, errno: libc::EPERM, when: &[is_one_of(2, bits::FILE_TYPE, bits::DEVICES)] },
     #[cfg(target_arch = "x86_64")]
     Rule { call: libc::SYS_mknod, errno: libc::EPERM, when: &[is_one_of(1, bits::FILE_TYPE, bits::DEVICES)] },
+    on_init(libc::SYS_prlimit64),
+    on_init(libc::SYS_sched_setaffinity),
+    on_init(libc::SYS_sched_setscheduler),
+    on_init(libc::SYS_sched_setparam),
+    on_init(libc::SYS_sched_setattr),
+    Rule {
+        call: libc::SYS_setpriority,
+        errno: libc::EPERM,
+        when: &[is_one_of(0, ALL_BITS, bits::PRIORITY_PROCESS), is_one_of(1, ALL_BITS, bits::INIT)],
+    },
+    Rule { call: libc::SYS_setpriority, errno: libc::EPERM, when: &[is_one_of(0, ALL_BITS, bits::PRIORITY_USER)] },
+    Rule {
+        call: libc::SYS_ioprio_set,
+        errno: libc::EPERM,
+        when: &[is_one_of(0, ALL_BITS, bits::DISK_PRIORITY_PROCESS), is_one_of(1, ALL_BITS, bits::INIT)],
+    },
+    Rule { call: libc::SYS_ioprio_set, errno: libc::EPERM, when: &[is_one_of(0, ALL_BITS, bits::DISK_PRIORITY_USER)] },
     Rule { call: libc::SYS_renameat2, errno: libc::EINVAL, when: &[is_none_of(4, bits::WHITEOUT, &[0])] },
 ];
 

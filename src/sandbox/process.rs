@@ -130,6 +130,9 @@ impl ProcessSandbox {
             let text = "the process sandbox needs root so far: run mosaic as root";
             return Err(SandboxError::Unsupported(text.to_owned()));
         }
+        if !config.allow_missing.is_empty() {
+            tracing::warn!(primitives = config.allow_missing.join(", "), "sandboxes may start without these primitives of isolation");
+        }
         init_binary::check(&config.init).map_err(|e| SandboxError::Unsupported(e.to_string()))?;
         let inner = Inner::open(config).map_err(|e| SandboxError::CannotObserve(format!("failed to open the driver's folders: {e}")))?;
         inner.test_itself()?;
