@@ -62,6 +62,11 @@ pub trait World: Send + Sync {
     /// Forgets outcomes: the record shows what they brought.
     fn acknowledge(&self, uid: &Uid, taken: &BTreeSet<ActionId>);
 
+    /// Breaks off what is under way for an agent that has ended, except what ends and clears it. Its end is still waited for.
+    fn abandon(&self, uid: &Uid) {
+        let _ = uid;
+    }
+
     /// Forgets everything kept in memory for an agent whose record is gone.
     fn forget(&self, uid: &Uid);
 

@@ -96,6 +96,9 @@ impl Plan {
     /// Starts an action unless it is in flight or has failed a moment ago; in either case the plan waits for it.
     fn act(&mut self, action: Action, observed: &Observed, now: Timestamp, waiting_for: &str) {
         let id = action.id();
+        if self.actions.contains(&action) {
+            return;
+        }
         if observed.in_flight.contains(&id) {
             self.wait(waiting_for, format!("{} is under way", action.name()));
         } else if let Some((left, failure)) = failed_recently(observed, &id, now) {
@@ -110,7 +113,7 @@ impl Plan {
 
 fn failed_recently<'a>(observed: &'a Observed, id: &ActionId, now: Timestamp) -> Option<(Duration, &'a Failure)> {
     let failure = observed.outcomes.get(id)?.as_ref().err()?;
-    retry::remaining(failure.at, TEARDOWN_RETRY, now).map(|left| (left, failure))
+    retry::until_retry(failure.at, TEARDOWN_RETRY, now).map(|left| (left, failure))
 }
 
 /// Returns what to store and what to start for one agent. `permit` is the fleet's answer for it (`Fleet::permit`).

@@ -43,6 +43,7 @@ mod tree;
 mod types;
 
 pub use error::WorkspaceError;
+pub use process::stoppable;
 pub use remote::report;
 pub use types::{
     GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, ResolvedRepository, SnapshotLimits, SnapshotSpec, TreeInventory, TreeMode,

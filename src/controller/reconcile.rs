@@ -10,8 +10,9 @@ use crate::controller::foresight::{Foresight, foresee};
 use crate::controller::own::OwnWrite;
 use crate::effect::{EffectError, Subject, World};
 use crate::plan::action::{Action, Effect};
-use crate::plan::fleet::{Fleet, Member, Permit};
+use crate::plan::fleet::{Fleet, Member, Permit, Place, place};
 use crate::plan::observed::Observed;
+use crate::plan::status::ending;
 use crate::plan::{Desired, Plan, plan};
 use crate::store::{Key, Record, Store, StoreError};
 use futures::FutureExt;
@@ -101,6 +102,25 @@ impl Context {
         self.wake_all(woken);
     }
 
+    /// Takes a listed record into the fleet without waking anybody: after a list everybody is woken.
+    pub fn fill_fleet(&self, record: &Record, agent: Option<&ValidAgent>) {
+        if let Some(agent) = agent {
+            let mut fleet = self.fleet();
+            if fleet.is_news(&agent.uid, version_of(record)) {
+                fleet.upsert(member_of(record, agent));
+            }
+        }
+    }
+
+    /// Takes a watched change into the fleet, unless a pass has seen the record later than that.
+    pub fn take_watched(&self, record: &Record, agent: Option<&ValidAgent>) {
+        let Ok(uid) = Uid::new(record.metadata.uid.clone().unwrap_or_default()) else { return };
+        let is_news = self.fleet().is_news(&uid, version_of(record));
+        if is_news {
+            self.take_into_fleet(record, agent);
+        }
+    }
+
     /// Forgets a record that is gone and wakes those whose answer may have changed.
     pub fn drop_from_fleet(&self, uid: &Uid) {
         let woken = self.fleet().remove(uid);
@@ -129,7 +149,11 @@ impl Context {
 pub fn member_of(record: &Record, agent: &ValidAgent) -> Member {
     let labels = record.metadata.labels.clone().unwrap_or_default();
     let rerun_of = record.spec.get("rerunOf").and_then(|v| v.as_str()).map(str::to_owned);
-    Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of)
+    Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of, version_of(record))
+}
+
+fn version_of(record: &Record) -> u64 {
+    record.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 /// When to come back.
@@ -192,7 +216,12 @@ pub fn error_policy(error: &PassError, failures: u32) -> Next {
 pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     let Some(epoch) = (ctx.epoch)() else { return Ok(Next::Await) };
     let read = ctx.store.get(key).await.map_err(|source| PassError::Store { what: "read", key: key.clone(), source })?;
-    let Some(record) = read else { return Ok(Next::Await) };
+    let Some(record) = read else {
+        // An earlier pass may have taken it into the fleet after the watch had told that it is gone.
+        let gone = ctx.fleet().uid_named(&key.namespace, &key.name).cloned();
+        gone.inspect(|uid| ctx.drop_from_fleet(uid));
+        return Ok(Next::Await);
+    };
     let uid = Uid::new(record.metadata.uid.clone().unwrap_or_default()).map_err(|_| PassError::NoUid(key.clone()))?;
     let checked = validate(&record);
     ctx.take_into_fleet(&record, checked.as_ref().ok());
@@ -208,6 +237,9 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     let decided = plan(&desired, &observed, &permit, now);
     debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
     let wrote = store_status(ctx, &mut subject, &stored, &decided).await?;
+    if ending(&decided.status).is_some() {
+        ctx.world.abandon(&subject.uid);
+    }
     ctx.world.acknowledge(&subject.uid, &decided.taken);
     if !apply(ctx, &subject, epoch, &decided).await? {
         return Ok(Next::After(Duration::ZERO));
@@ -257,6 +289,15 @@ async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus
     if decided.status == *stored {
         return Ok(false);
     }
+    if let Some(agent) = subject.agent.as_mut() {
+        agent.status = decided.status.clone();
+    }
+    let (before, after) = (place(stored), place(&decided.status));
+    if after != before && (after == Place::Starting || before == Place::Waiting && after == Place::Running) {
+        // The place is taken before the write, so that no other pass is given it meanwhile; the next read puts a failed write right.
+        // Everything else that a status says counts once it is stored.
+        ctx.take_into_fleet(&subject.record, subject.agent.as_ref());
+    }
     let mut record = subject.record.clone();
     record.status = serde_json::to_value(&decided.status).expect("a status is plain data");
     let key = record.key();
@@ -268,9 +309,6 @@ async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus
     })?;
     writing.done(&written);
     subject.record = written;
-    if let Some(agent) = subject.agent.as_mut() {
-        agent.status = decided.status.clone();
-    }
     ctx.take_into_fleet(&subject.record, subject.agent.as_ref());
     (ctx.journal.transition)(Transition { key, uid: subject.uid.clone(), before: stored.clone(), after: decided.status.clone() });
     Ok(true)

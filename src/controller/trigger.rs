@@ -90,6 +90,12 @@ impl Follower {
         if self.kind == Kind::Halt {
             self.reload_halts().await?;
         }
+        if self.kind == Kind::Agent {
+            // The whole fleet first: a pass that knew only a part of it would give places away that are taken.
+            for record in &records {
+                self.ctx.fill_fleet(record, validate(record).as_ref().ok());
+            }
+        }
         for record in &records {
             self.applied(known, record);
         }
@@ -136,7 +142,7 @@ impl Follower {
             return;
         }
         if self.kind == Kind::Agent {
-            self.ctx.take_into_fleet(record, validate(record).as_ref().ok());
+            self.ctx.take_watched(record, validate(record).as_ref().ok());
         }
         self.trigger.wake(key);
     }

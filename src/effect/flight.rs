@@ -5,11 +5,12 @@
 
 use crate::api::condition::reason;
 use crate::api::names::Uid;
-use crate::plan::action::{ActionId, Effect};
+use crate::plan::action::{Action, ActionId, Effect};
 use crate::plan::observed::{Failure, FailureClass, Outcome};
 use futures::future::BoxFuture;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
@@ -23,7 +24,8 @@ pub type OnEnd = Arc<dyn Fn(&Effect, &Ended, bool) + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Flight {
-    running: BTreeSet<ActionId>,
+    /// With the flag that says that it is not wanted any more.
+    running: BTreeMap<ActionId, Arc<AtomicBool>>,
     /// Of those: whose good end wakes nobody, unless somebody looks before it.
     quiet: BTreeSet<ActionId>,
     ended: BTreeMap<ActionId, Ended>,
@@ -54,31 +56,37 @@ impl Flights {
         let mut table = self.table();
         let Some(flight) = table.get_mut(uid) else { return <_>::default() };
         flight.quiet.clear();
-        (flight.running.clone(), flight.ended.clone())
+        (flight.running.keys().cloned().collect(), flight.ended.clone())
     }
 
     /// The good end of these, as far as they are still under way, wakes nobody until the next look. What ended since the last look has
     /// woken already.
     pub fn end_quietly(&self, uid: &Uid, effects: &BTreeSet<ActionId>) {
         if let Some(flight) = self.table().get_mut(uid) {
-            flight.quiet = effects.intersection(&flight.running).cloned().collect();
+            flight.quiet = effects.iter().filter(|id| flight.running.contains_key(id)).cloned().collect();
         }
     }
 
-    /// Starts an effect unless the same one is in flight. `urgent` effects (stops) wait for no place.
-    pub fn start(&self, effect: Effect, urgent: bool, work: BoxFuture<'static, Ended>) {
+    /// Starts an effect unless the same one is in flight. `urgent` effects (stops) wait for no place. `stop` is raised by `abandon`; work
+    /// that has not begun by then never does.
+    pub fn start(&self, effect: Effect, urgent: bool, stop: Arc<AtomicBool>, work: BoxFuture<'static, Ended>) {
         let id = effect.action.id();
         {
             let mut table = self.table();
             let flight = table.entry(effect.uid.clone()).or_default();
-            if !flight.running.insert(id.clone()) {
+            if flight.running.contains_key(&id) {
                 return;
             }
+            flight.running.insert(id.clone(), stop.clone());
             flight.ended.remove(&id);
         }
         let this = self.clone();
         tokio::spawn(async move {
             let place = if urgent { None } else { this.places.clone().acquire_owned().await.ok() };
+            if stop.load(Ordering::SeqCst) {
+                drop(place);
+                return this.end(&effect, Err(abandoned(&effect)));
+            }
             // A task of its own: a panic in one effect is that effect's failure and nobody else's.
             let result = tokio::spawn(work).await.unwrap_or_else(|panic| Err(panicked(&effect, &panic)));
             drop(place);
@@ -97,6 +105,24 @@ impl Flights {
         (self.on_end)(effect, &result, wakes);
     }
 
+    /// Breaks off what an ended agent does not need: all but stopping, keeping and removing. Each stays in flight until it has ended.
+    pub fn abandon(&self, uid: &Uid) {
+        for (id, stop) in self.table().get(uid).into_iter().flat_map(|flight| &flight.running) {
+            match &id.0 {
+                Action::StopSandbox { .. } | Action::RemoveSandbox { .. } | Action::Rescue { .. } | Action::RemoveWorkspace => {}
+                Action::Resolve
+                | Action::EnsureSandbox { .. }
+                | Action::TakeSnapshot { .. }
+                | Action::Integrate { .. }
+                | Action::Push { .. }
+                | Action::AddFinalizer
+                | Action::Archive
+                | Action::RemoveFinalizer
+                | Action::DeleteRecord => stop.store(true, Ordering::SeqCst),
+            }
+        }
+    }
+
     /// Forgets outcomes that the record shows.
     pub fn acknowledge(&self, uid: &Uid, taken: &BTreeSet<ActionId>) {
         if let Some(flight) = self.table().get_mut(uid) {
@@ -111,10 +137,13 @@ impl Flights {
 }
 
 fn panicked(effect: &Effect, panic: &tokio::task::JoinError) -> Failure {
-    Failure {
-        class: FailureClass::Infrastructure,
-        reason: reason::INTERNAL_ERROR.to_owned(),
-        message: format!("{} broke: {panic}", effect.action.name()),
-        at: Timestamp::now(),
-    }
+    failure(reason::INTERNAL_ERROR, format!("{} broke: {panic}", effect.action.name()))
+}
+
+fn abandoned(effect: &Effect) -> Failure {
+    failure(reason::KILLED, format!("{} was not begun: the agent has ended", effect.action.name()))
+}
+
+fn failure(reason: &str, message: String) -> Failure {
+    Failure { class: FailureClass::Infrastructure, reason: reason.to_owned(), message, at: Timestamp::now() }
 }

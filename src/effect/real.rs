@@ -12,13 +12,13 @@ use crate::plan::observed::{Failure, FailureClass, Inventory, Look, Observed, Ou
 use crate::plan::orphans::OrphanAction;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Store, StoreError};
-use crate::workspace::{GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, SnapshotSpec, TreeSpec, WorkspaceError, Workspaces};
+use crate::workspace::{GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, SnapshotSpec, TreeSpec, WorkspaceError, Workspaces, stoppable};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What the real world is made of.
 pub struct RealWorld {
@@ -28,17 +28,20 @@ pub struct RealWorld {
     epoch_seen: AtomicU64,
 }
 
+#[derive(Clone)]
 struct Parts {
     store: Arc<dyn Store>,
     sandbox: Arc<dyn Sandbox>,
     workspaces: Arc<Workspaces>,
+    /// Raised once the effect that these parts work for is not wanted any more.
+    stop: Arc<AtomicBool>,
 }
 
 impl RealWorld {
     /// Puts the parts together; `flights` tells of ended effects.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, sandbox: Arc<dyn Sandbox>, workspaces: Arc<Workspaces>, flights: Flights) -> Self {
-        let parts = Parts { store, sandbox, workspaces };
+        let parts = Parts { store, sandbox, workspaces, stop: Arc::default() };
         Self { parts: Arc::new(parts), flights, epoch_seen: AtomicU64::new(0) }
     }
 
@@ -78,9 +81,10 @@ impl World for RealWorld {
                 return self.parts.write(subject, &action).await.map_err(EffectError::Store);
             }
             let urgent = matches!(action, Action::StopSandbox { .. });
-            let parts = self.parts.clone();
+            let stop = Arc::new(AtomicBool::new(false));
+            let parts = Arc::new(Parts { stop: stop.clone(), ..(*self.parts).clone() });
             let (subject, epoch) = (subject.clone(), effect.epoch);
-            self.flights.start(effect, urgent, async move { parts.work(subject, epoch, action).await }.boxed());
+            self.flights.start(effect, urgent, stop, async move { parts.work(subject, epoch, action).await }.boxed());
             Ok(())
         }
         .boxed()
@@ -92,6 +96,10 @@ impl World for RealWorld {
 
     fn acknowledge(&self, uid: &Uid, taken: &BTreeSet<ActionId>) {
         self.flights.acknowledge(uid, taken);
+    }
+
+    fn abandon(&self, uid: &Uid) {
+        self.flights.abandon(uid);
     }
 
     fn forget(&self, uid: &Uid) {
@@ -306,8 +314,8 @@ impl Parts {
         &self,
         work: impl FnOnce(&Workspaces) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let workspaces = self.workspaces.clone();
-        let joined = tokio::task::spawn_blocking(move || work(&workspaces)).await;
+        let (workspaces, stop) = (self.workspaces.clone(), self.stop.clone());
+        let joined = tokio::task::spawn_blocking(move || stoppable(stop, || work(&workspaces))).await;
         joined.unwrap_or_else(|panic| Err(infrastructure(reason::INTERNAL_ERROR, format!("the workspace code broke: {panic}"))))
     }
 }

@@ -200,6 +200,12 @@ fn take_pushed(plan: &mut Plan, agent: &ValidAgent, pushed: &Pushed, now: Timest
                 infrastructure_failure(plan, reason::BASE_MOVING, "the base branch moves faster than the gates run", now);
             }
         }
+        Pushed::RefTaken(Some(found)) if is_own_head(&plan.status, found) => {
+            // A push of this very agent that was thought lost has landed after all: the gated head of now takes its place.
+            if let Some(push) = plan.status.push.as_mut() {
+                push.expected_old = found.to_string();
+            }
+        }
         Pushed::RefTaken(found) => {
             let found = found.as_ref().map_or_else(|| "is gone".to_owned(), |sha| format!("is at {sha}"));
             let target = &agent.target_branch;
@@ -210,6 +216,11 @@ fn take_pushed(plan: &mut Plan, agent: &ValidAgent, pushed: &Pushed, now: Timest
             rejection(plan, agent, reason::PUSH_REJECTED, "remote", &summary, Some(words.clone()), now);
         }
     }
+}
+
+/// Whether a commit is an earlier head of this agent: only heads have verdicts.
+fn is_own_head(status: &AgentStatus, found: &CommitId) -> bool {
+    status.gates.iter().any(|verdict| verdict.sha == found.as_str())
 }
 
 /// A failure that is not the agent's: counted apart, tried again after a backoff, given up at its own limit.

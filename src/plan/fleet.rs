@@ -67,12 +67,16 @@ pub struct Member {
     pub depends_on: Vec<AgentName>,
     /// Where it is.
     pub place: Place,
+    /// Whether an attempt was ever begun: who works on a task or for a branch keeps it, whatever the clocks say of its age.
+    pub begun: bool,
+    /// Version of the record that says all this; 0: not known.
+    pub version: u64,
 }
 
 impl Member {
     /// What the fleet needs of an agent.
     #[must_use]
-    pub fn of(agent: &ValidAgent, labels: BTreeMap<String, String>, deleting: bool, rerun_of: Option<String>) -> Self {
+    pub fn of(agent: &ValidAgent, labels: BTreeMap<String, String>, deleting: bool, rerun_of: Option<String>, version: u64) -> Self {
         Self {
             uid: agent.uid.clone(),
             namespace: agent.namespace.to_string(),
@@ -89,6 +93,8 @@ impl Member {
             target: (agent.repository.clone(), agent.target_branch.to_string()),
             depends_on: agent.depends_on.clone(),
             place: place(&agent.status),
+            begun: agent.status.attempt > 0,
+            version,
         }
     }
 
@@ -96,8 +102,9 @@ impl Member {
         !matches!(self.place, Place::Completed | Place::Failed)
     }
 
-    fn age(&self) -> (Timestamp, Uid) {
-        (self.created_at, self.uid.clone())
+    /// Precedence among those that claim the same: who has begun, then the older one.
+    fn claim(&self) -> ClaimOf {
+        (!self.begun, self.created_at, self.uid.clone())
     }
 }
 
@@ -158,7 +165,8 @@ pub enum Permit {
     },
 }
 
-type Claim = BTreeSet<(Timestamp, Uid)>;
+type ClaimOf = (bool, Timestamp, Uid);
+type Claims = BTreeSet<ClaimOf>;
 
 /// The fleet as the records show it.
 #[derive(Debug, Clone)]
@@ -166,8 +174,8 @@ pub struct Fleet {
     limits: FleetLimits,
     members: BTreeMap<Uid, Member>,
     names: BTreeMap<(String, String), Uid>,
-    tasks: BTreeMap<(String, String), Claim>,
-    targets: BTreeMap<(String, String), Claim>,
+    tasks: BTreeMap<(String, String), Claims>,
+    targets: BTreeMap<(String, String), Claims>,
     dependents: BTreeMap<(String, String), BTreeSet<Uid>>,
     ready: BTreeSet<(Reverse<u8>, Timestamp, Uid)>,
     halts: Option<Vec<HaltInForce>>,
@@ -244,20 +252,29 @@ impl Fleet {
 
     /// Takes in a new or changed agent. Returns others whose answer may have changed.
     pub fn upsert(&mut self, member: Member) -> BTreeSet<Uid> {
-        if self.members.get(&member.uid) == Some(&member) {
-            return BTreeSet::new();
+        if let Some(known) = self.members.get_mut(&member.uid) {
+            // Another version that says nothing new changes nobody's answer.
+            known.version = member.version;
+            if *known == member {
+                return BTreeSet::new();
+            }
         }
         let uid = member.uid.clone();
         let front_before = self.front();
+        let rewired = self.members.get(&uid).is_none_or(|known| known.depends_on != member.depends_on);
         let mut affected = self.take_out(&uid);
         affected.extend(self.put_in(member));
+        if rewired {
+            affected.extend(self.downstream(&uid));
+        }
         self.settle(&uid, affected, &front_before)
     }
 
     /// Forgets an agent whose record is gone. Returns others whose answer may have changed.
     pub fn remove(&mut self, uid: &Uid) -> BTreeSet<Uid> {
         let front_before = self.front();
-        let affected = self.take_out(uid);
+        let mut affected = self.downstream(uid);
+        affected.extend(self.take_out(uid));
         self.settle(uid, affected, &front_before)
     }
 
@@ -265,6 +282,19 @@ impl Fleet {
     #[must_use]
     pub fn member(&self, uid: &Uid) -> Option<&Member> {
         self.members.get(uid)
+    }
+
+    /// The agent of that name.
+    #[must_use]
+    pub fn uid_named(&self, namespace: &str, name: &str) -> Option<&Uid> {
+        self.names.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
+    /// Whether a watched version of a record says more than what a pass has read or written since. Watches lag: an older version would
+    /// give a place away that is taken.
+    #[must_use]
+    pub fn is_news(&self, uid: &Uid, version: u64) -> bool {
+        version == 0 || self.members.get(uid).is_none_or(|known| known.version < version)
     }
 
     /// Whether a halt stops this agent: the first rule of every plan, and checked again before every start.
@@ -349,7 +379,8 @@ impl Fleet {
     }
 
     fn dependency_blocker(&self, member: &Member) -> Option<Permit> {
-        for name in &member.depends_on {
+        // Whoever has begun had its dependencies; that one of them is deleted later takes nothing back.
+        for name in member.depends_on.iter().filter(|_| !member.begun) {
             let key = (member.namespace.clone(), name.to_string());
             let Some(dependency) = self.names.get(&key).and_then(|uid| self.members.get(uid)) else {
                 return Some(refused(
@@ -403,10 +434,11 @@ impl Fleet {
     }
 
     fn claim_blocker(&self, member: &Member) -> Option<Permit> {
-        let age = member.age();
-        let older = |claims: Option<&Claim>| claims.and_then(|all| all.first().cloned()).filter(|first| *first < age);
+        let own = member.claim();
+        let older = |claims: Option<&Claims>| claims.and_then(|all| all.first().cloned()).filter(|first| *first < own);
         let holder = |uid: &Uid| self.members.get(uid);
-        if let Some(other) = older(self.tasks.get(&(member.namespace.clone(), member.task_id.clone()))).and_then(|(_, uid)| holder(&uid)) {
+        if let Some(other) = older(self.tasks.get(&(member.namespace.clone(), member.task_id.clone()))).and_then(|(_, _, uid)| holder(&uid))
+        {
             let rerun = member.rerun_of.is_some() && !self.other_live_with_task(member);
             if !rerun {
                 return Some(refused(
@@ -418,7 +450,7 @@ impl Fleet {
                 ));
             }
         }
-        let other = older(self.targets.get(&member.target)).and_then(|(_, uid)| holder(&uid))?;
+        let other = older(self.targets.get(&member.target)).and_then(|(_, _, uid)| holder(&uid))?;
         Some(refused(
             reason::BRANCH_TAKEN,
             format!("{} writes to {} of the same repository; choose another targetBranch", other.name, member.target.1),
@@ -427,8 +459,8 @@ impl Fleet {
 
     fn other_live_with_task(&self, member: &Member) -> bool {
         let claims = self.tasks.get(&(member.namespace.clone(), member.task_id.clone()));
-        let age = member.age();
-        claims.into_iter().flatten().filter(|claim| **claim < age).any(|(_, uid)| self.members.get(uid).is_some_and(Member::is_live))
+        let own = member.claim();
+        claims.into_iter().flatten().filter(|claim| **claim < own).any(|(_, _, uid)| self.members.get(uid).is_some_and(Member::is_live))
     }
 
     /// Removes an agent from every index; returns those whose answer may depend on it.
@@ -440,9 +472,9 @@ impl Fleet {
         if self.names.get(&key) == Some(uid) {
             self.names.remove(&key);
         }
-        let age = member.age();
-        drop_claim(&mut self.tasks, (member.namespace.clone(), member.task_id.clone()), &age);
-        drop_claim(&mut self.targets, member.target.clone(), &age);
+        let own = member.claim();
+        drop_claim(&mut self.tasks, (member.namespace.clone(), member.task_id.clone()), &own);
+        drop_claim(&mut self.targets, member.target.clone(), &own);
         for name in &member.depends_on {
             let key = (member.namespace.clone(), name.to_string());
             if let Some(set) = self.dependents.get_mut(&key) {
@@ -458,9 +490,9 @@ impl Fleet {
     fn put_in(&mut self, member: Member) -> BTreeSet<Uid> {
         *self.counts.slot(member.place) += 1;
         self.names.insert((member.namespace.clone(), member.name.clone()), member.uid.clone());
-        self.tasks.entry((member.namespace.clone(), member.task_id.clone())).or_default().insert(member.age());
+        self.tasks.entry((member.namespace.clone(), member.task_id.clone())).or_default().insert(member.claim());
         if member.is_live() {
-            self.targets.entry(member.target.clone()).or_default().insert(member.age());
+            self.targets.entry(member.target.clone()).or_default().insert(member.claim());
         }
         for name in &member.depends_on {
             self.dependents.entry((member.namespace.clone(), name.to_string())).or_default().insert(member.uid.clone());
@@ -470,18 +502,29 @@ impl Fleet {
         touched
     }
 
+    /// All that wait for this one, however far along: it may close a cycle by its coming, and open one by its going.
+    fn downstream(&self, uid: &Uid) -> BTreeSet<Uid> {
+        let mut found = BTreeSet::new();
+        let mut open = vec![uid.clone()];
+        while let Some(member) = open.pop().and_then(|uid| self.members.get(&uid)) {
+            let dependents = self.dependents.get(&(member.namespace.clone(), member.name.clone()));
+            open.extend(dependents.into_iter().flatten().filter(|uid| found.insert((*uid).clone())).cloned());
+        }
+        found
+    }
+
     /// Agents that depend on this one or compete with it for a task id or a branch.
     fn touched_by(&self, member: &Member) -> BTreeSet<Uid> {
         let dependents = self.dependents.get(&(member.namespace.clone(), member.name.clone())).into_iter().flatten().cloned();
         let tasks = self.tasks.get(&(member.namespace.clone(), member.task_id.clone())).into_iter().flatten();
         let targets = self.targets.get(&member.target).into_iter().flatten();
-        dependents.chain(tasks.chain(targets).map(|(_, uid)| uid.clone())).collect()
+        dependents.chain(tasks.chain(targets).map(|(_, _, uid)| uid.clone())).collect()
     }
 }
 
-fn drop_claim(claims: &mut BTreeMap<(String, String), Claim>, key: (String, String), age: &(Timestamp, Uid)) {
+fn drop_claim(claims: &mut BTreeMap<(String, String), Claims>, key: (String, String), own: &ClaimOf) {
     if let Some(set) = claims.get_mut(&key) {
-        set.remove(age);
+        set.remove(own);
         if set.is_empty() {
             claims.remove(&key);
         }

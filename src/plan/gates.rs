@@ -41,8 +41,10 @@ pub fn state(status: &AgentStatus, head: &CommitId, base: &CommitId, tries_max: 
         .filter(|gate| gate.needs.iter().all(|need| passed(need)))
         .filter_map(|gate| match verdict(gate) {
             None => Some((gate.clone(), 0)),
-            Some(v) if v.verdict == Verdict::Error => Some((gate.clone(), v.tries)),
-            Some(_) => None,
+            Some(v) => match v.verdict {
+                Verdict::Error | Verdict::Skipped => Some((gate.clone(), v.tries)),
+                Verdict::Pass | Verdict::Fail => None,
+            },
         })
         .collect();
     match (failed.is_empty(), runnable.is_empty()) {
@@ -69,7 +71,8 @@ pub fn verdict_of<'a>(status: &'a AgentStatus, gate: &GateDefinition, head: &Com
 ///   infrastructure's fault and burns no retry of the agent. Any other code, and a signal, is a refusal.
 /// - Its own deadline over is a refusal: the usual cause is a test that never ends, and only the agent can mend that. Were it an error,
 ///   the same endless test would run again and again at the infrastructure's expense, and the agent would never hear of it.
-/// - What we stopped, what never started and what got lost has judged nothing: an error, and the gate runs again.
+/// - What never started and what got lost has judged nothing: an error, and the gate runs again. What we stopped was skipped: nobody's
+///   failure, and it runs again as well.
 /// # Guarantees
 /// Nothing but an exit code 0 that was seen gives `Pass`. Evidence has at most `EVIDENCE_BYTES_MAX` bytes.
 #[must_use]
@@ -87,7 +90,8 @@ pub fn judge(end: &RunEnd) -> (Verdict, Option<String>) {
         EndCause::LeaseExpired => {
             (Verdict::Error, "the sandbox ended itself: the controller was away for longer than the lease".to_owned())
         }
-        EndCause::Stopped => (Verdict::Error, "the gate was stopped before it had judged".to_owned()),
+        // Ours, for a suspend: nobody's failure, so that no number of suspends breaks a gate.
+        EndCause::Stopped => (Verdict::Skipped, "the gate was stopped before it had judged".to_owned()),
         EndCause::NotStarted(why) => (Verdict::Error, format!("the gate did not start: {why}")),
         EndCause::Lost(why) => (Verdict::Error, format!("the sandbox was lost: {why}")),
     };

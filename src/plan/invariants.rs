@@ -55,7 +55,7 @@ fn check_action(desired: &Desired<'_>, observed: &Observed, permit: &Permit, pla
     let halted = matches!(permit, Permit::Halted { .. });
     let suspended = desired.spec.is_ok_and(|agent| agent.suspend);
     rule(!observed.in_flight.contains(&action.id()), "is in flight already");
-    rule(desired.has_finalizer || matches!(action, Action::AddFinalizer), "before the finalizer is on the record");
+    rule(desired.has_finalizer || !makes_something(action), "before the finalizer is on the record");
     match action {
         Action::Resolve | Action::TakeSnapshot { .. } | Action::Integrate { .. } => {
             rule(!ended && !halted && desired.deleting.is_none(), "for an agent that must do nothing more");
@@ -97,6 +97,26 @@ fn check_action(desired: &Desired<'_>, observed: &Observed, permit: &Permit, pla
         Action::DeleteRecord => rule(ended, "deletes a record that has not ended"),
         Action::AddFinalizer => rule(desired.deleting.is_none(), "on a record that goes"),
         Action::StopSandbox { .. } | Action::Rescue { .. } | Action::Archive => {}
+    }
+}
+
+/// Actions after which something exists that must be removed before the record goes. Ending and removing needs no finalizer: somebody
+/// may have taken it off.
+fn makes_something(action: &Action) -> bool {
+    match action {
+        Action::Resolve
+        | Action::EnsureSandbox { .. }
+        | Action::TakeSnapshot { .. }
+        | Action::Integrate { .. }
+        | Action::Push { .. }
+        | Action::RemoveFinalizer => true,
+        Action::AddFinalizer
+        | Action::StopSandbox { .. }
+        | Action::RemoveSandbox { .. }
+        | Action::Rescue { .. }
+        | Action::RemoveWorkspace
+        | Action::Archive
+        | Action::DeleteRecord => false,
     }
 }
 

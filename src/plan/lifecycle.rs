@@ -12,7 +12,7 @@ use crate::plan::action::Action;
 use crate::plan::fleet::Permit;
 use crate::plan::gates::{self, GatesState};
 use crate::plan::observed::{EndCause, Look, Observed, RunEnd, SandboxSeen, SandboxState};
-use crate::plan::retry::{ADMISSION_RECHECK, GATE_TRIES_MAX, backoff, remaining};
+use crate::plan::retry::{ADMISSION_RECHECK, GATE_TRIES_MAX, backoff, remaining, until_retry};
 use crate::plan::status::{ending, fail};
 use crate::plan::{Desired, Plan, teardown};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -123,7 +123,7 @@ fn suspended(plan: &mut Plan, step: &Step<'_>) {
     let mine = |seen: &&SandboxSeen| matches!(seen.run.role, Role::Gate { .. });
     for seen in step.sandboxes.iter().filter(mine) {
         if let SandboxState::Ended(end) = &seen.state {
-            take_gate_end(plan, seen, end);
+            take_gate_end(plan, seen, end, step.now);
         }
     }
     plan.requeue_after = None;
@@ -150,7 +150,7 @@ fn admitted(plan: &mut Plan, step: &Step<'_>) -> bool {
         return true;
     }
     if let (Some(refusal), Some(failed)) = (admitted, plan.status.last_failure_at.as_ref())
-        && let Some(left) = remaining(failed.0, ADMISSION_RECHECK, step.now)
+        && let Some(left) = until_retry(failed.0, ADMISSION_RECHECK, step.now)
     {
         plan.wait(&refusal.reason, refusal.message);
         plan.requeue(left);
@@ -219,7 +219,7 @@ fn retry_is_due(plan: &mut Plan, step: &Step<'_>) -> bool {
     let Some(failed) = plan.status.last_failure_at.as_ref() else { return true };
     let failures = plan.status.counts.agent_failures + plan.status.counts.infrastructure;
     let wait = backoff(step.desired.uid, failures, step.agent.backoff_initial, step.agent.backoff_max);
-    let Some(left) = remaining(failed.0, wait, step.now) else { return true };
+    let Some(left) = until_retry(failed.0, wait, step.now) else { return true };
     plan.wait(reason::BACKOFF, format!("waits {} s after failure {failures} before it tries again", wait.as_secs()));
     plan.requeue(left);
     false
@@ -257,6 +257,7 @@ fn ran(plan: &mut Plan, step: &Step<'_>) -> bool {
         Some(seen) => {
             take_worktree(plan, step);
             match &seen.state {
+                SandboxState::Preparing if !retry_is_due(plan, step) => {}
                 SandboxState::Preparing => plan.act(ensure_agent(plan, run), step.observed, step.now, reason::STARTING_SANDBOX),
                 SandboxState::Running { last_sign_at, progress, .. } => running(plan, step, seen, *last_sign_at, progress.as_ref()),
                 SandboxState::Ended(end) => ended(plan, step, end),
@@ -359,7 +360,11 @@ fn again(plan: &mut Plan, step: &Step<'_>, why: &str, message: &str) {
 fn submitted(plan: &mut Plan, step: &Step<'_>) -> bool {
     let own = |seen: &&SandboxSeen| seen.run.role == Role::Agent && seen.run.attempt.0 == plan.status.attempt;
     if let Some(seen) = step.sandboxes.iter().find(own) {
-        // Only an ended sandbox gets here, and its end is stored before this starts.
+        if !matches!(seen.state, SandboxState::Ended(_)) {
+            // Its end is stored, and yet it lives: it is being stopped as a stale one, and nothing reads the tree until then.
+            plan.wait(reason::CLEANING_UP, "the sandbox of this attempt still runs");
+            return false;
+        }
         plan.act(Action::RemoveSandbox { run: seen.run.clone() }, step.observed, step.now, reason::CLEANING_UP);
     }
     let attempt = Attempt(plan.status.attempt);
@@ -396,7 +401,7 @@ fn gated(plan: &mut Plan, step: &Step<'_>) -> bool {
         step.sandboxes.iter().filter(|seen| matches!(seen.run.role, Role::Gate { .. }) && is_current(&plan.status, &seen.run));
     for seen in ended_gates.collect::<Vec<_>>() {
         if let SandboxState::Ended(end) = &seen.state {
-            take_gate_end(plan, seen, end);
+            take_gate_end(plan, seen, end, step.now);
             plan.act(Action::RemoveSandbox { run: seen.run.clone() }, step.observed, step.now, reason::CLEANING_UP);
         }
     }
@@ -443,7 +448,14 @@ fn run_gate(plan: &mut Plan, step: &Step<'_>, name: &str, tries: u32, head: &Com
     if seen.is_some_and(|seen| !matches!(seen.state, SandboxState::Preparing)) {
         return plan.wait(reason::GATES_RUNNING, "the gates run");
     }
-    if tries > 0 && !retry_is_due(plan, step) {
+    let in_the_way = |seen: &SandboxSeen| match &seen.run.role {
+        Role::Agent => !matches!(seen.state, SandboxState::Ended(_)),
+        Role::Gate { sha, .. } => sha != head && !matches!(seen.state, SandboxState::Ended(_)),
+    };
+    if step.sandboxes.iter().any(in_the_way) {
+        return plan.wait(reason::CLEANING_UP, "an earlier sandbox of this agent still runs");
+    }
+    if !retry_is_due(plan, step) {
         return;
     }
     plan.act(
@@ -455,17 +467,18 @@ fn run_gate(plan: &mut Plan, step: &Step<'_>, name: &str, tries: u32, head: &Com
 }
 
 /// Takes in the verdict of a gate's ended sandbox, unless the record has it.
-fn take_gate_end(plan: &mut Plan, seen: &SandboxSeen, end: &RunEnd) {
+fn take_gate_end(plan: &mut Plan, seen: &SandboxSeen, end: &RunEnd, now: Timestamp) {
     let Role::Gate { name, sha, tries } = &seen.run.role else { return };
     let Some((head, base)) = head_of(&plan.status).filter(|(head, _)| head == sha) else { return };
     let gates = plan.status.gate_set.as_ref().map(|set| set.gates.clone()).unwrap_or_default();
     let Some(gate) = gates.iter().find(|gate| gate.name == name.as_str()) else { return };
     let known = gates::verdict_of(&plan.status, gate, &head, &base);
-    if known.is_some_and(|v| v.verdict != Verdict::Error || v.tries > *tries) {
+    let undecided = |verdict: Verdict| matches!(verdict, Verdict::Error | Verdict::Skipped);
+    if known.is_some_and(|v| !undecided(v.verdict) || v.tries > *tries) {
         return;
     }
     let (verdict, evidence) = gates::judge(end);
-    let failed = verdict == Verdict::Error && end.cause != EndCause::Stopped;
+    let failed = verdict == Verdict::Error;
     let verdict = GateStatus {
         name: gate.name.clone(),
         verdict,
@@ -474,11 +487,12 @@ fn take_gate_end(plan: &mut Plan, seen: &SandboxSeen, end: &RunEnd) {
         definition: gate.digest.clone(),
         duration_millis: Some(end.duration_millis),
         evidence,
-        tries: if verdict == Verdict::Error { tries + 1 } else { *tries },
+        tries: if undecided(verdict) { tries + 1 } else { *tries },
     };
     gates::record(&mut plan.status, verdict);
     if failed {
         plan.status.counts.infrastructure += 1;
+        plan.status.last_failure_at = Some(MicroTime(now));
     }
 }
 

@@ -29,7 +29,15 @@ pub fn backoff(uid: &Uid, failures: u32, initial: Duration, max: Duration) -> Du
     whole - (whole / 10).mul_f64(f64::from((seed % 1000) as u32) / 1000.0)
 }
 
-/// How long until `at + wait`; `None` when that is over. A clock that was set back never makes the wait longer than `wait`.
+/// How long until something that failed at `at` is tried again; `None`: now. A failure that lies ahead means that the clock was set back:
+/// it is tried again at once, or the wait would last until the clock has caught up.
+#[must_use]
+pub fn until_retry(at: Timestamp, wait: Duration, now: Timestamp) -> Option<Duration> {
+    if at > now { None } else { remaining(at, wait, now) }
+}
+
+/// How long until `at + wait`; `None` when that is over. With a clock that was set back the whole of `wait` is left: nothing times out
+/// early.
 #[must_use]
 pub fn remaining(at: Timestamp, wait: Duration, now: Timestamp) -> Option<Duration> {
     let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);

@@ -105,11 +105,12 @@ fn take_cleanup_outcomes(plan: &mut Plan, observed: &Observed) {
                 workspace.rescue_ref.clone_from(kept);
                 plan.taken.insert(id.clone());
             }
-            (Action::StopSandbox { .. } | Action::RemoveSandbox { .. } | Action::RemoveWorkspace, Ok(_)) => {
+            // Failures stay until their action is started again: they space the tries and say why nothing moves.
+            (Action::StopSandbox { .. } | Action::RemoveSandbox { .. } | Action::RemoveWorkspace | Action::Rescue { .. }, Err(_)) => {}
+            // What the agent's work has still brought is nobody's question any more.
+            _ => {
                 plan.taken.insert(id.clone());
             }
-            // Failures stay until their action is started again: they space the tries and say why nothing moves.
-            _ => {}
         }
     }
 }

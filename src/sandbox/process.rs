@@ -18,12 +18,12 @@ pub use init_binary::find_init;
 
 use crate::api::names::{Attempt, Epoch, RunId, Uid};
 use crate::api::validate::Limits;
-use crate::inside::wire::{FILE_SPEC, FILE_WAIT, WaitReport};
+use crate::inside::wire::{FILE_SESSION, FILE_SPEC, FILE_WAIT, Identity, WaitReport};
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::{RunSpec, Sandbox, SandboxError};
 use crate::tools::ToolRoot;
-use folder::{RunFolder, StoredSpec, log_path, remove_tree, short, write_durable};
+use folder::{RunFolder, Session, StoredSpec, log_path, remove_tree, short, write_durable};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
@@ -114,11 +114,32 @@ struct Fences {
 struct Run {
     id: RunId,
     folder: RunFolder,
+    /// What its folder said of a live sandbox stays known: somebody who empties the folder must not hide what runs.
+    identity: OnceLock<Identity>,
+    session: OnceLock<Session>,
     /// Held while the run is made, so that it is made once.
     making: Mutex<()>,
     /// Its end never changes once it was seen.
     ended: OnceLock<RunEnd>,
     progress: Mutex<observe::ProgressCursor>,
+}
+
+impl Run {
+    fn identity(&self) -> io::Result<Option<Identity>> {
+        Ok(remembered(&self.identity, self.folder.identity()?))
+    }
+
+    fn session(&self) -> io::Result<Option<Session>> {
+        Ok(remembered(&self.session, self.folder.read(FILE_SESSION)?))
+    }
+}
+
+fn remembered<T: Clone>(known: &OnceLock<T>, read: Option<T>) -> Option<T> {
+    if let Some(read) = read {
+        // Neither ever changes once it was written.
+        let _ = known.set(read);
+    }
+    known.get().cloned()
 }
 
 impl ProcessSandbox {
@@ -224,6 +245,8 @@ impl Inner {
         Arc::new(Run {
             id: id.clone(),
             folder: RunFolder::of(&self.config.state, id),
+            identity: OnceLock::new(),
+            session: OnceLock::new(),
             making: Mutex::default(),
             ended: OnceLock::new(),
             progress: Mutex::default(),

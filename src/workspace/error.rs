@@ -51,6 +51,16 @@ pub enum WorkspaceError {
         /// The default branch and some that exist.
         advice: String,
     },
+    /// A branch of that name and another one cannot both exist.
+    #[error("branch {target} cannot be made in {repository:?} beside its branch {present}: set spec.context.targetBranch")]
+    BranchInTheWay {
+        /// As the record has it.
+        repository: String,
+        /// The branch to push to.
+        target: Branch,
+        /// The one that exists.
+        present: Branch,
+    },
     /// Nobody said which branch, and the repository does not say either.
     #[error("repository {repository:?} has no default branch: its HEAD names no branch that exists; {advice}")]
     NoDefaultBranch {
@@ -159,6 +169,7 @@ impl WorkspaceError {
             Self::NotFound { .. } => reason::REPOSITORY_NOT_FOUND,
             Self::Empty { .. } => reason::REPOSITORY_EMPTY,
             Self::BranchNotFound { .. } | Self::NoDefaultBranch { .. } => reason::BRANCH_NOT_FOUND,
+            Self::BranchInTheWay { .. } => reason::BRANCH_TAKEN,
             Self::Remote { .. } | Self::RemoteTimeout { .. } => reason::REMOTE_UNAVAILABLE,
             Self::BadFile { .. } | Self::BadTree { .. } => reason::INVALID_SPEC,
             Self::Unusable(_)
@@ -180,6 +191,7 @@ impl WorkspaceError {
             | Self::Empty { .. }
             | Self::BranchNotFound { .. }
             | Self::NoDefaultBranch { .. }
+            | Self::BranchInTheWay { .. }
             | Self::BadFile { .. }
             | Self::BadTree { .. } => true,
             Self::Unusable(_)

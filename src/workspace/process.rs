@@ -2,15 +2,50 @@
 //!
 //! It leads a process group of its own, which is killed as a whole. It also dies with the controller: the signal for that is bound to
 //! the thread that started it, and that thread is here until the child has ended.
+//!
+//! `stoppable` marks a thread's work as that of one effect: once that is not wanted any more, its child is asked to end (so that `git`
+//! takes its locks off the remote), then killed, and no further one is started.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Longest pause between two looks whether the work is still wanted.
+const STOP_LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// How long a child that was asked to end may tidy up before it is killed.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static STOP: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+}
+
+/// Does work on this thread whose child processes end soon after the flag is raised.
+pub fn stoppable<T>(stop: Arc<AtomicBool>, work: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Arc<AtomicBool>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            STOP.set(self.0.take());
+        }
+    }
+    let _restore = Restore(STOP.replace(Some(stop)));
+    work()
+}
+
+fn is_stopped() -> bool {
+    STOP.with_borrow(|stop| stop.as_ref().is_some_and(|stop| stop.load(Ordering::SeqCst)))
+}
+
+fn stopped() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::Interrupted, "its agent was ended meanwhile, so it was broken off")
+}
 
 /// How a child ended.
 pub(super) struct Ended {
@@ -24,6 +59,9 @@ pub(super) struct Ended {
 
 /// Runs a command; `None`: the deadline came first, and its whole group was killed.
 pub(super) fn run(mut command: Command, output_bytes_max: usize, deadline: Instant) -> std::io::Result<Option<Ended>> {
+    if is_stopped() {
+        return Err(stopped());
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let parent = std::process::id();
     // SAFETY: between fork and exec only two system calls are made, nothing is allocated and no lock is taken.
@@ -45,8 +83,9 @@ pub(super) fn run(mut command: Command, output_bytes_max: usize, deadline: Insta
 }
 
 /// Reads both outputs until the program has ended; `None`: the deadline came first. Does not wait for the end of the outputs, as a
-/// daemon that a hook of the remote started may hold them open for ever.
-fn wait(child: &mut Child, output_bytes_max: usize, deadline: Instant) -> std::io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+/// daemon that a hook of the remote started may hold them open for ever. Work that is not wanted any more is asked to end, with all of its
+/// group: the program's other side holds locks too, and has ended when nobody holds an output.
+fn wait(child: &mut Child, output_bytes_max: usize, mut deadline: Instant) -> std::io::Result<Option<(Vec<u8>, Vec<u8>)>> {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let mut outputs = Vec::new();
     for pipe in [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)] {
@@ -54,14 +93,20 @@ fn wait(child: &mut Child, output_bytes_max: usize, deadline: Instant) -> std::i
         rustix::io::ioctl_fionbio(&pipe, true)?;
         outputs.push((Some(File::from(pipe)), Vec::new()));
     }
+    let mut asked = false;
     loop {
+        if !asked && is_stopped() {
+            asked = true;
+            deadline = deadline.min(Instant::now() + STOP_PATIENCE);
+            kill_process_group(Pid::from_child(child), Signal::TERM).ok();
+        }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Ok(None);
+            return if asked { Err(stopped()) } else { Ok(None) };
         }
         let mut watched = vec![PollFd::new(&pidfd, PollFlags::IN)];
         watched.extend(outputs.iter().filter_map(|(pipe, _)| pipe.as_ref()).map(|pipe| PollFd::new(pipe, PollFlags::IN)));
-        let timeout = Timespec::try_from(left).map_err(|_| std::io::Error::other("deadline out of range"))?;
+        let timeout = Timespec::try_from(left.min(STOP_LOOK_PAUSE)).map_err(|_| std::io::Error::other("deadline out of range"))?;
         match poll(&mut watched, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -70,7 +115,12 @@ fn wait(child: &mut Child, output_bytes_max: usize, deadline: Instant) -> std::i
         for (pipe, bytes) in &mut outputs {
             drain(pipe, bytes, output_bytes_max)?;
         }
-        if ended {
+        if asked && ended {
+            if outputs.iter().all(|(pipe, _)| pipe.is_none()) {
+                return Err(stopped());
+            }
+            std::thread::sleep(STOP_LOOK_PAUSE / 10);
+        } else if ended {
             let mut texts = outputs.into_iter().map(|(_, bytes)| bytes);
             return Ok(Some((texts.next().unwrap_or_default(), texts.next().unwrap_or_default())));
         }

@@ -28,6 +28,12 @@ const VERSION_MIN: (u32, u32) = (2, 32);
 /// Longest time for `git --version`.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A remote that cannot store refuses in these words, and so does one that does not want to,
+const STORE_REFUSED: &[&str] = &["(unpacker error)", "(failed to update ref)", "(unable to migrate objects", "(atomic transaction failed)"];
+/// but only one whose disk or locks fail says this besides: then nobody's change is at fault.
+const STORE_BROKEN: &[&str] =
+    &["unable to create", "no space left", "read-only file system", "permission denied", "input/output error", "disk quota exceeded"];
+
 /// What git calls an error in old histories, but is harmless and found in well-known repositories.
 const FSCK_TOLERATED: &[&str] =
     &["zeroPaddedFilemode", "missingSpaceBeforeDate", "missingSpaceBeforeEmail", "missingNameBeforeEmail", "badTimezone", "missingEmail"];
@@ -105,14 +111,22 @@ impl Git {
         read_refs(remote, &told.stdout)
     }
 
-    /// Fetches all branches into `refs/remotes/origin/` of the base repository.
+    /// Fetches all branches into `refs/remotes/origin/` of the base repository. A remote that is a shallow clone makes that one shallow too.
     pub(super) fn fetch(&self, base: &Path, remote: &Remote) -> Result<(), WorkspaceError> {
         let mut arguments: Vec<OsString> = Vec::new();
         for tolerated in FSCK_TOLERATED {
             arguments.extend(["-c".into(), format!("fetch.fsck.{tolerated}=warn").into()]);
         }
-        let options =
-            ["fetch", "--quiet", "--no-tags", "--prune", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"];
+        let options = [
+            "fetch",
+            "--quiet",
+            "--update-shallow",
+            "--no-tags",
+            "--prune",
+            "--no-recurse-submodules",
+            "--no-write-fetch-head",
+            "--no-auto-maintenance",
+        ];
         arguments.extend(options.into_iter().map(OsString::from));
         arguments.extend(self.serve_as_owner(remote, "--upload-pack", "git-upload-pack"));
         arguments.extend(["--end-of-options".into(), remote.url.clone().into(), "+refs/heads/*:refs/remotes/origin/*".into()]);
@@ -136,7 +150,11 @@ impl Git {
         arguments.extend(self.serve_as_owner(remote, "--receive-pack", "git-receive-pack"));
         arguments.extend([lease.into(), "--end-of-options".into(), remote.url.clone().into(), format!("{head}:{name}").into()]);
         let told = self.run("push to", remote, Some(work), &arguments, self.timeout)?;
-        let refused = told.stdout.lines().any(|line| line.starts_with('!') && line.contains("[remote rejected]"));
+        let rejected: Vec<&str> = told.stdout.lines().filter(|line| line.starts_with('!') && line.contains("[remote rejected]")).collect();
+        let loud = told.stderr.to_lowercase();
+        let broken = rejected.iter().any(|line| STORE_REFUSED.iter().any(|words| line.contains(words)))
+            && STORE_BROKEN.iter().any(|words| loud.contains(words));
+        let refused = !rejected.is_empty() && !broken;
         let status = told.stdout.lines().filter(|line| line.starts_with('!')).filter_map(|line| line.split('\t').nth(2));
         let said = told.stderr.lines().filter_map(|line| line.strip_prefix("remote: ")).map(str::trim_end);
         let mut words: Vec<&str> = if refused { said.chain(status).collect() } else { told.stderr.lines().collect() };

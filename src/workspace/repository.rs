@@ -72,7 +72,12 @@ impl Pair {
     pub(super) fn ensure(&self, workspaces: &Workspaces) -> Result<(), WorkspaceError> {
         workspaces.locks.with(&format!("repository/{}", self.hash), || {
             self.make(&self.base, None)?;
-            self.make(&self.work, Some("../../base.git/objects\n"))
+            self.make(&self.work, Some("../../base.git/objects\n"))?;
+            // Where a shallow remote ends, our history ends in both.
+            match std::os::unix::fs::symlink("../base.git/shallow", self.work.join("shallow")) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(io("link the end of history in", &self.work)(error)),
+                _ => Ok(()),
+            }
         })
     }
 

@@ -33,11 +33,21 @@ pub(super) fn resolve(
         let advice = format!("{}; correct spec.context.branch or push that branch", known(&refs, &default_branch));
         return Err(WorkspaceError::BranchNotFound { repository: repository.to_owned(), branch: base_branch, advice });
     };
+    if let Some(present) = refs.branches.keys().find(|present| is_in_the_way(present.as_str(), target.as_str())) {
+        let (repository, target, present) = (repository.to_owned(), target.clone(), present.clone());
+        return Err(WorkspaceError::BranchInTheWay { repository, target, present });
+    }
     let trusted = if workspaces.config.trusted_branches.contains(&base_branch) { base.clone() } else { default };
     let pair = Pair::of(workspaces, namespace, repository);
     pair.ensure(workspaces)?;
     pair.fetch_missing(workspaces, &remote, &[&base, &trusted])?;
     Ok(ResolvedRepository { remote: remote.url, base, target: refs.branches.get(target).cloned(), base_branch, trusted, default_branch })
+}
+
+/// Git keeps branches like files: `a` and `a/b` cannot both exist.
+fn is_in_the_way(present: &str, target: &str) -> bool {
+    let beneath = |name: &str, folder: &str| name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
+    beneath(present, target) || beneath(target, present)
 }
 
 /// The branch that HEAD names; if none, the only branch there is. Never a guess: the gates come from it.

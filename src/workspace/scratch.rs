@@ -53,6 +53,11 @@ impl Scratch<'_> {
         write(&folder.join("config"), &config)?;
         write(&folder.join("HEAD"), &format!("{}\n", self.head))?;
         write(&folder.join("objects/info/alternates"), BASE_OBJECTS_INSIDE)?;
+        match std::fs::read_to_string(self.pair.base.join("shallow")) {
+            Ok(ends) => write(&folder.join("shallow"), &ends)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io("read the end of history in", &self.pair.base)(error)),
+        }
         self.pack(&folder.join("objects/pack"))?;
         self.index(&folder.join("index"), placed)?;
         give(&folder, self.owner)

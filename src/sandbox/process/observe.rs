@@ -4,7 +4,7 @@ use super::{Inner, Run};
 use crate::api::agent::Driver;
 use crate::api::names::{Attempt, Role, RunId, Uid};
 use crate::inside::output;
-use crate::inside::wire::{ExitCause, ExitReport, FILE_EXIT, FILE_SESSION, FILE_SPEC, FILE_WAIT, WaitReport};
+use crate::inside::wire::{ExitCause, ExitReport, FILE_EXIT, FILE_SPEC, FILE_WAIT, WaitReport};
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
 use crate::sandbox::process::folder::Session;
 use crate::sandbox::process::kill::{self, Life};
@@ -41,8 +41,8 @@ impl Inner {
 
     /// Looks at one run.
     pub(super) fn look(&self, run: &Run) -> io::Result<SandboxSeen> {
-        let session: Option<Session> = run.folder.read(FILE_SESSION)?;
-        let identity = run.folder.identity()?;
+        let session = run.session()?;
+        let identity = run.identity()?;
         let id = identity.as_ref().map_or_else(|| "preparing".to_owned(), |identity| format!("pid {}", identity.pid));
         let isolation = session.as_ref().map(|session| session.isolation.clone()).unwrap_or_default();
         let state = match run.ended.get() {
@@ -57,12 +57,12 @@ impl Inner {
     }
 
     fn state_of(&self, run: &Run, session: Option<&Session>) -> io::Result<SandboxState> {
-        if !fs::exists(run.folder.path().join(FILE_SPEC))? {
+        if !fs::exists(run.folder.path().join(FILE_SPEC))? && run.identity()?.is_none() {
             return Ok(SandboxState::Preparing);
         }
         // The lock first: when it is free, every file is as it will stay.
         let held = run.folder.is_held()?;
-        let life = match run.folder.identity()? {
+        let life = match run.identity()? {
             None if held => return Ok(SandboxState::Preparing),
             None => Life::Gone,
             Some(identity) => kill::look(&identity)?,
@@ -96,7 +96,7 @@ impl Inner {
 
     fn end_of(&self, run: &Run, report: Option<ExitReport>, rebooted: bool) -> io::Result<RunEnd> {
         let stopped = run.folder.is_stopped()?;
-        let session: Option<Session> = run.folder.read(FILE_SESSION)?;
+        let session = run.session()?;
         let wait: Option<WaitReport> = run.folder.read(FILE_WAIT)?;
         let duration_millis = match (&report, &session) {
             (Some(report), _) => report.duration_millis,

@@ -46,7 +46,7 @@ impl Inner {
     fn kill_until(&self, run: &Run, until: Instant) -> io::Result<Option<String>> {
         let mut init_gone_at = None;
         loop {
-            if let Some(identity) = run.folder.identity()? {
+            if let Some(identity) = run.identity()? {
                 if let Some(left) = kill_namespace(&identity, until)? {
                     return Ok(Some(left));
                 }
@@ -54,7 +54,7 @@ impl Inner {
             }
             if !run.folder.is_held()? {
                 // init's identity may have been written after we looked, but not after the lock was free.
-                match run.folder.identity()? {
+                match run.identity()? {
                     Some(identity) if kill::look(&identity)? == Life::Alive => continue,
                     _ => return Ok(None),
                 }

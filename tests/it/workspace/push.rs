@@ -187,3 +187,54 @@ fn locks_that_a_killed_process_left_do_not_stop_anything() {
     let tip = world.commit(&[("README.md", "next\n")]);
     assert_eq!(world.resolve().base, tip);
 }
+
+#[test]
+fn a_remote_that_cannot_store_is_no_refusal() {
+    let world = World::new(TreeModeWish::Overlay);
+    let (base, head) = candidate(&world);
+    let lock = Path::new(&world.remote).join("refs/heads/mosaic/x.lock");
+    write(&lock, "");
+    let broken = world.ws.push(&world.push_spec(1, &base, &head, "mosaic/x")).unwrap_err();
+    assert!(!broken.is_invalid() && broken.reason() == reason::REMOTE_UNAVAILABLE, "{broken}");
+    assert!(broken.chain().contains("cannot lock ref"), "{broken}");
+    std::fs::remove_file(lock).unwrap();
+    assert_eq!(world.push(1, &base, &head, "mosaic/x"), Pushed::Verified(head));
+}
+
+#[test]
+fn a_branch_that_cannot_exist_beside_another_is_refused_at_once() {
+    let world = World::new(TreeModeWish::Overlay);
+    git_ok(Path::new(&world.remote), &["branch", "mosaic", "main"]);
+    let refused = |target: &str| world.ws.resolve(&namespace(), &world.remote, None, &branch(target)).map(|_| ());
+    let error = refused("mosaic/x").unwrap_err();
+    assert!(error.is_invalid() && error.reason() == reason::BRANCH_TAKEN, "{error}");
+    assert!(error.to_string().contains("targetBranch"), "{error}");
+    assert!(refused("main/x").is_err());
+    refused("mosaics/x").unwrap();
+    refused("main").unwrap();
+}
+
+#[test]
+fn a_shallow_remote_is_worked_on_like_any_other() {
+    let mut world = World::new(TreeModeWish::Overlay);
+    world.commit(&[("second.txt", "second\n")]);
+    let shallow = world.repos.join("shallow.git");
+    let source = format!("file://{}", world.remote);
+    git_ok(&world.repos, &["clone", "--quiet", "--bare", "--depth", "1", &source, shallow.to_str().unwrap()]);
+    world.remote = shallow.to_str().unwrap().to_owned();
+    let (base, paths) = world.tree(1);
+    assert_eq!(agent_git(&paths, &["log", "--oneline"]).stdout.iter().filter(|byte| **byte == b'\n').count(), 1);
+    write(&paths.tree.join("new.txt"), "new\n");
+    let head = world.candidate(1, &base);
+    let spec = GateTreeSpec {
+        namespace: namespace(),
+        repository: world.remote.clone(),
+        uid: uid(1),
+        attempt: mosaic::api::names::Attempt(1),
+        key: "tests".to_owned(),
+        head: head.clone(),
+    };
+    world.ws.ensure_gate_tree(&spec).unwrap();
+    assert_eq!(world.push(1, &base, &head, "mosaic/x"), Pushed::Verified(head));
+    assert_eq!(world.remote_file("mosaic/x", "new.txt"), "new");
+}

@@ -1,0 +1,50 @@
+//! Kills at awkward moments: nothing runs, nothing is pushed later, and the answer comes in time.
+
+use super::harness::{Mosaic, Remote, condition, gates, task};
+use serde_json::json;
+use std::os::unix::fs::PermissionsExt;
+
+#[test]
+fn kill_during_a_push_breaks_it_off_and_nothing_arrives_later() {
+    let mosaic = Mosaic::start(&[]);
+    let gate_file = gates("true", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
+    let (begun, done) = (mosaic.folder.path().join("begun"), mosaic.folder.path().join("done"));
+    let hook = remote.path.join("hooks/pre-receive");
+    std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+    std::fs::write(&hook, format!("#!/bin/sh\ntouch {}\nsleep 8\ntouch {}\n", begun.display(), done.display())).unwrap();
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let uid = mosaic.spawn(&task(&remote, "push", "echo x > x.txt"));
+    mosaic.wait(&uid, "the push to reach the hook", |_| begun.exists());
+    let (status, answer) = mosaic.call("POST", &format!("/agents/{uid}/kill"), None);
+    assert_eq!((status, answer["verified"].as_bool()), (200, Some(true)), "{answer}");
+    assert!(remote.agent_refs().is_empty());
+    mosaic.assert_nothing_left();
+    // The hook's time is over: had it gone on, it would have said so and the ref would be there.
+    std::thread::sleep(std::time::Duration::from_secs(9));
+    assert!(!done.exists(), "the remote's side was broken off too");
+    assert!(remote.agent_refs().is_empty(), "{:?}", remote.agent_refs());
+    assert_eq!(mosaic.object(&uid)["status"]["phase"], "Killed");
+}
+
+#[test]
+fn sandbox_whose_folder_was_deleted_is_neither_doubled_nor_out_of_reach() {
+    let mosaic = Mosaic::start(&[]);
+    let gate_file = gates("true", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
+    let uid = mosaic.spawn(&task(&remote, "folder", "echo run >> runs.txt; sleep 613"));
+    mosaic.wait(&uid, "the agent to run", |object| condition(object, "SandboxReady") == "True");
+    let runs = std::fs::read_dir(mosaic.state().join("runs")).unwrap().flatten();
+    let run = runs.map(|entry| entry.path()).find(|path| path.is_dir()).expect("a run");
+    std::fs::remove_dir_all(run).unwrap();
+    // Something wakes a pass, which looks at what is left.
+    let (status, answer) = mosaic.call("PATCH", &format!("/agents/{uid}"), Some(&json!({"priority": 7})));
+    assert_eq!(status, 200, "{answer}");
+    mosaic.wait(&uid, "the pass", |object| object["status"]["observedGeneration"] == 2);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let sleepers = mosaic.leftovers().into_iter().filter(|left| left.contains("sleep 613") && !left.contains("sh -ec")).count();
+    assert_eq!(sleepers, 1, "one sandbox runs, and no other beside it");
+    let (status, answer) = mosaic.call("POST", &format!("/agents/{uid}/kill"), None);
+    assert_eq!((status, answer["verified"].as_bool()), (200, Some(true)), "{answer}");
+    assert_eq!(mosaic.leftovers(), Vec::<String>::new(), "verified means gone");
+}

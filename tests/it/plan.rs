@@ -1,0 +1,8 @@
+//! The plan as a pure function: exhaustive over the small space, properties over the large one, the fleet, and each rule by its name.
+
+mod build;
+mod exhaustive;
+mod fleet;
+mod orphans;
+mod properties;
+mod rules;
