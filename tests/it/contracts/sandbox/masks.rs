@@ -87,7 +87,7 @@ const MASKS: &[Mask] = &[
         rules: &[Rule {
             call: libc::SYS_prlimit64,
             errno: 0,
-            when: &[when(1, u32::MAX, &[libc::RLIMIT_CORE as u32], true), when(2, u32::MAX, &[0], false)],
+            when: &[when(1, u32::MAX, &[libc::RLIMIT_CORE], true), when(2, u32::MAX, &[0], false)],
         }],
         words: &["no-core-dumps"],
     },
