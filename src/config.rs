@@ -7,6 +7,7 @@
 use crate::api::agent::Driver;
 use crate::api::names::Namespace;
 use crate::api::validate::parse_duration;
+use crate::inside::confine::{Need, PRIMITIVES};
 use serde::{Deserialize, Deserializer};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,11 @@ pub struct Settings {
     #[arg(long, env = "MOSAIC_TOOL_ROOT", value_name = "FOLDER", value_delimiter = ':')]
     #[serde(deserialize_with = "list")]
     pub tool_root: Vec<String>,
+
+    /// Primitive of isolation without which sandboxes start all the same, where this machine lacks it; repeatable. SECURITY.md has the table
+    #[arg(long, env = "MOSAIC_ALLOW_MISSING", value_name = "PRIMITIVE", value_delimiter = ',')]
+    #[serde(deserialize_with = "list")]
+    pub allow_missing: Vec<String>,
 
     /// Most agents that run at once, 1 to 1000; each may use a core and its memory limit [default: 10]
     #[arg(long, env = "MOSAIC_RUNNING_MAX", value_name = "NUMBER")]
@@ -157,6 +163,7 @@ impl Settings {
             driver: self.driver.or(other.driver),
             local_repos: lists(self.local_repos, other.local_repos),
             tool_root: lists(self.tool_root, other.tool_root),
+            allow_missing: lists(self.allow_missing, other.allow_missing),
             running_max: self.running_max.or(other.running_max),
             starting_max: self.starting_max.or(other.starting_max),
             sandbox_uid: self.sandbox_uid.or(other.sandbox_uid),
@@ -184,6 +191,8 @@ pub struct Config {
     pub local_repos: Vec<PathBuf>,
     /// Folders that sandboxes see read-only; absolute.
     pub tool_roots: Vec<PathBuf>,
+    /// Primitives of isolation without which sandboxes start all the same.
+    pub allow_missing: Vec<String>,
     /// Most agents that run at once.
     pub running_max: usize,
     /// Most agents that are being started at once.
@@ -221,6 +230,7 @@ impl Config {
             driver: check.driver(settings.driver.as_deref()),
             local_repos,
             tool_roots: check.folders("tool-root", settings.tool_root),
+            allow_missing: check.primitives(settings.allow_missing),
             running_max: check.number("running-max", settings.running_max, 10, 1, 1000),
             starting_max: check.number("starting-max", settings.starting_max, starting_default, 1, 1000),
             sandbox_uid: check.number("sandbox-uid", settings.sandbox_uid, 61_357, 1000, 2_000_000_000),
@@ -293,6 +303,15 @@ impl Check {
         }
     }
 
+    fn primitives(&mut self, names: Vec<String>) -> Vec<String> {
+        let optional: Vec<&str> = PRIMITIVES.iter().filter(|p| p.need == Need::UnlessAllowed).map(|p| p.name).collect();
+        for name in names.iter().filter(|name| !optional.contains(&name.as_str())) {
+            let why = if PRIMITIVES.iter().any(|p| p.name == name) { "nothing can start without it" } else { "there is no such primitive" };
+            self.0.push(format!("allow-missing: {name:?}: {why}; one of {} can be named", optional.join(", ")));
+        }
+        names
+    }
+
     fn line(&mut self, name: &str, text: Option<String>, default: &str) -> String {
         let Some(text) = text else { return default.to_owned() };
         let text = text.trim().to_owned();
@@ -356,10 +375,12 @@ mod tests {
             lease: Some("soon".into()),
             driver: Some("docker".into()),
             tool_root: vec!["/no/such/folder".into()],
+            allow_missing: vec!["seccomp".into(), "user-namespace".into(), "bravery".into()],
             ..Settings::default()
         };
         let error = Config::from_settings(settings, "/tmp/state".into(), None).unwrap_err().to_string();
-        for name in ["listen:", "running-max:", "lease:", "driver:", "tool-root:", "5 setting(s)"] {
+        let missing = ["\"user-namespace\": nothing can start", "\"bravery\": there is no such"];
+        for name in ["listen:", "running-max:", "lease:", "driver:", "tool-root:", "7 setting(s)", missing[0], missing[1]] {
             assert!(error.contains(name), "{name} is missing in: {error}");
         }
     }

@@ -214,6 +214,7 @@ async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpEr
         let mut notes = tools::report(&roots);
         let process = ProcessConfig {
             sandbox_uid: config.sandbox_uid,
+            allow_missing: config.allow_missing.clone(),
             tool_roots: roots,
             lease: config.lease,
             ..ProcessConfig::new(&config.state, installation, init)

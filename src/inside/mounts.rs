@@ -4,6 +4,7 @@
 //! capability that could be had inside can change them. Everything is private and goes with the namespace; the host never sees a mount.
 //! Sources are paths that the controller chose; nothing in them is read here.
 
+use crate::inside::landlock::FORBIDDEN_FILE;
 use crate::inside::wire::{FILE_TASK, FOLDER_LINK, FOLDER_OUT, FOLDER_ROOT, HOME, LaunchSpec, USER};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use std::ffi::CString;
@@ -58,8 +59,10 @@ pub fn enter_new_root(spec: &LaunchSpec) -> Outcome<()> {
     make_devices(spec)?;
     make_folder("proc")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("proc", "proc", "proc", flags, None).map_err(because("mount", Path::new("/proc")))?;
+    // Who cannot be looked into is not shown: PID 1.
+    rustix::mount::mount("proc", "proc", "proc", flags, c"hidepid=2").map_err(because("mount", Path::new("/proc")))?;
     cover_proc()?;
+    write_file(FORBIDDEN_FILE.trim_start_matches('/'), b"")?;
     bind_run(spec, &folder)?;
     leave_host()?;
     crate::inside::system::set_mount_attributes_here(READ_ONLY).map_err(because("make read-only", host))?;

@@ -89,6 +89,9 @@ pub struct LaunchSpec {
     pub lease_millis: u64,
     /// Size of each of the tmpfs at `/tmp`, `/dev/shm` and HOME.
     pub tmp_bytes_max: u64,
+    /// Primitives of isolation that the operator can do without.
+    #[serde(default)]
+    pub allow_missing: Vec<String>,
     /// The log: a ring file that the controller has made (see `inside::output`).
     pub log: PathBuf,
 }

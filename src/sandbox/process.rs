@@ -60,6 +60,8 @@ pub struct ProcessConfig {
     pub sandbox_uid: u32,
     /// Folders of tools that every sandbox sees, read-only (`tools::resolve`).
     pub tool_roots: Vec<ToolRoot>,
+    /// Primitives of isolation (`inside::confine`) without which sandboxes start all the same.
+    pub allow_missing: Vec<String>,
     /// Without a renewal for so long a sandbox ends itself.
     pub lease: Duration,
     /// How long `stop` looks for the end before it says that it could not see it.
@@ -79,6 +81,7 @@ impl ProcessConfig {
             init: init.into(),
             sandbox_uid: SANDBOX_UID,
             tool_roots: Vec::new(),
+            allow_missing: Vec::new(),
             lease: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(5),
             start_timeout: Duration::from_secs(20),
@@ -147,6 +150,9 @@ impl ProcessSandbox {
         if !rustix::process::geteuid().is_root() {
             let text = "the process sandbox needs root so far: run mosaic as root";
             return Err(SandboxError::Unsupported(text.to_owned()));
+        }
+        if !config.allow_missing.is_empty() {
+            tracing::warn!(primitives = config.allow_missing.join(", "), "sandboxes may start without these primitives of isolation");
         }
         init_binary::check(&config.init).map_err(|e| SandboxError::Unsupported(e.to_string()))?;
         let inner = Inner::open(config).map_err(|e| SandboxError::CannotObserve(format!("failed to open the driver's folders: {e}")))?;

@@ -108,6 +108,7 @@ impl Inner {
             gid: self.config.sandbox_uid,
             lease_millis: millis(self.config.lease),
             tmp_bytes_max: (spec.limits.memory_bytes / 2).clamp(TMP_BYTES_MIN, TMP_BYTES_MAX),
+            allow_missing: self.config.allow_missing.clone(),
             log: log.to_owned(),
         }
     }

@@ -71,9 +71,9 @@ impl Inner {
         match (life, session) {
             (Life::Alive, None) => Ok(SandboxState::Preparing),
             (Life::Alive, Some(session)) => self.running(run, session),
-            // The launcher has not written its word yet, and there is no other.
-            (Life::Gone, None) if held && report.is_none() => Ok(SandboxState::Preparing),
-            (Life::Gone, Some(session)) if held && report.is_none() => self.running(run, session),
+            // The launcher has not written its word yet, and init's own is not believed without it.
+            (Life::Gone, None) if held => Ok(SandboxState::Preparing),
+            (Life::Gone, Some(session)) if held => self.running(run, session),
             (Life::Gone | Life::Rebooted, _) => Ok(SandboxState::Ended(self.end_of(run, report, life == Life::Rebooted)?)),
         }
     }
@@ -103,20 +103,31 @@ impl Inner {
             (None, Some(session)) => duration_until_wait(run, session),
             (None, None) => 0,
         };
+        let status = wait.as_ref().and_then(|wait| wait.status);
+        // A launcher that was killed has no word; init itself is then all there is.
+        let contradicted = status.is_some_and(|status| !libc::WIFEXITED(status) || libc::WEXITSTATUS(status) != 0);
         let cause = match report.map(|report| report.cause) {
+            Some(_) if contradicted && stopped => EndCause::Stopped,
+            Some(_) if contradicted => EndCause::Lost(format!("init left a report, but did not end well: {}", words_of(status))),
             Some(ExitCause::NotStarted(_)) | None if stopped => EndCause::Stopped,
             Some(cause) => end_cause(cause),
             None if rebooted => EndCause::Lost("host rebooted".to_owned()),
             None if session.is_none() => EndCause::NotStarted(
                 wait.and_then(|wait| wait.failed).unwrap_or_else(|| "the launcher ended before the sandbox was ready".to_owned()),
             ),
-            None => EndCause::Lost(match wait.and_then(|wait| wait.status) {
-                Some(status) if libc::WIFSIGNALED(status) => format!("init was ended by signal {}", libc::WTERMSIG(status)),
-                _ => "init ended without a report".to_owned(),
-            }),
+            None => EndCause::Lost(words_of(status)),
         };
         let output_tail = logs::tail(self.state(), &run.id, TAIL_BYTES_MAX).unwrap_or_default();
         Ok(RunEnd { cause, duration_millis, output_tail, result: result::read(&run.folder) })
+    }
+}
+
+/// How init ended, without a report that could be believed.
+fn words_of(status: Option<i32>) -> String {
+    match status {
+        Some(status) if libc::WIFSIGNALED(status) => format!("init was ended by signal {}", libc::WTERMSIG(status)),
+        Some(status) if libc::WEXITSTATUS(status) != 0 => format!("init ended with code {}", libc::WEXITSTATUS(status)),
+        _ => "init ended without a report".to_owned(),
     }
 }
 

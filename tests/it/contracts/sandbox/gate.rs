@@ -46,6 +46,7 @@ fn intent(host: &Host, name: &str, script: &str) -> RunSpec {
         uid: SANDBOX_UID,
         gid: SANDBOX_UID,
         lease_millis: u64::try_from(host.lease.as_millis()).unwrap(),
+        allow_missing: Vec::new(),
         tmp_bytes_max: 1 << 20,
         log,
     };
