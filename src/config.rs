@@ -62,6 +62,11 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub lease: Option<String>,
 
+    /// Required limit that may be missing on this host, memory or pids; repeatable. Agents can exhaust the machine then: only for agents that you trust
+    #[arg(long, env = "MOSAIC_ALLOW_MISSING", value_name = "LIMIT", value_delimiter = ',')]
+    #[serde(deserialize_with = "list")]
+    pub allow_missing: Vec<String>,
+
     /// Name of author and committer of pushed commits (default: Mosaic)
     #[arg(long, env = "MOSAIC_AUTHOR_NAME", value_name = "NAME")]
     #[serde(deserialize_with = "scalar")]
@@ -161,6 +166,7 @@ impl Settings {
             starting_max: self.starting_max.or(other.starting_max),
             sandbox_uid: self.sandbox_uid.or(other.sandbox_uid),
             lease: self.lease.or(other.lease),
+            allow_missing: lists(self.allow_missing, other.allow_missing),
             author_name: self.author_name.or(other.author_name),
             author_email: self.author_email.or(other.author_email),
             remote_timeout: self.remote_timeout.or(other.remote_timeout),
@@ -192,6 +198,8 @@ pub struct Config {
     pub sandbox_uid: u32,
     /// A sandbox that hears nothing for so long ends itself.
     pub lease: Duration,
+    /// Required limits that may be missing.
+    pub allow_missing: Vec<String>,
     /// Name of author and committer.
     pub author_name: String,
     /// Address of author and committer.
@@ -225,6 +233,7 @@ impl Config {
             starting_max: check.number("starting-max", settings.starting_max, starting_default, 1, 1000),
             sandbox_uid: check.number("sandbox-uid", settings.sandbox_uid, 61_357, 1000, 2_000_000_000),
             lease: check.duration("lease", settings.lease, 30, 5, 600),
+            allow_missing: check.limits("allow-missing", settings.allow_missing),
             author_name: check.line("author-name", settings.author_name, "Mosaic"),
             author_email: check.line("author-email", settings.author_email, "mosaic@localhost"),
             remote_timeout: check.duration("remote-timeout", settings.remote_timeout, 300, 1, 3600),
@@ -315,6 +324,14 @@ impl Check {
             self.0.push(format!("{name}: {path:?}: {e}"));
             path
         })
+    }
+
+    fn limits(&mut self, name: &str, texts: Vec<String>) -> Vec<String> {
+        let texts: Vec<String> = texts.into_iter().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()).collect();
+        for text in texts.iter().filter(|text| !crate::sandbox::limits::is_known(text)) {
+            self.0.push(format!("{name}: {text:?} is not one of memory and pids"));
+        }
+        texts
     }
 
     fn folders(&mut self, name: &str, texts: Vec<String>) -> Vec<PathBuf> {

@@ -11,6 +11,7 @@ pub mod confine;
 pub mod init;
 pub mod launch;
 pub mod lease;
+pub mod limits;
 pub mod link;
 pub mod mounts;
 pub mod output;

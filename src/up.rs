@@ -201,6 +201,7 @@ async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpEr
             sandbox_uid: config.sandbox_uid,
             tool_roots: roots,
             lease: config.lease,
+            allow_missing: config.allow_missing.clone(),
             ..ProcessConfig::new(&config.state, installation, init)
         };
         let sandbox = Arc::new(ProcessSandbox::open(process).map_err(part("the process sandbox"))?);

@@ -1,7 +1,7 @@
 //! Giving up privileges, and looking from inside what is in force.
 //!
 //! `PRIMITIVES` is the one table of what a sandbox of this driver is made of: init looks at each before it asks for its grant, and a
-//! required one that does not hold ends it. `LIMITS` says of every limit what bounds it. Both land in the record's `isolation`.
+//! required one that does not hold ends it. What holds lands in the record's `isolation`; limits are in `limits`.
 
 use crate::inside::system;
 use crate::inside::wire::LaunchSpec;
@@ -41,19 +41,6 @@ pub const PRIMITIVES: &[Primitive] = &[
     Primitive { name: "no-core-dumps", required: true, holds: |e| e.core_bytes_max == Some(0) },
     Primitive { name: "no-nested-namespaces", required: true, holds: |e| e.nested_namespaces_max == "0" },
 ];
-
-/// What bounds a resource.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bound {
-    /// The kernel.
-    Kernel,
-    /// Nothing.
-    None,
-}
-
-/// Every limit of a sandbox, and what bounds it with this driver.
-pub const LIMITS: &[(&str, Bound)] =
-    &[("cpu", Bound::None), ("memory", Bound::None), ("pids", Bound::None), ("disk", Bound::None), ("tmp", Bound::Kernel)];
 
 /// Enters a user namespace of its own. Its ids are mapped by the launcher; until then nobody is anybody in it.
 /// # Errors
@@ -171,7 +158,7 @@ impl Evidence {
         ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].iter().all(is_empty)
     }
 
-    /// Names of what is in force, limits included.
+    /// Names of what is in force.
     /// # Errors
     /// A required primitive is not in force.
     pub fn isolation(&self) -> Result<Vec<String>, String> {
@@ -183,11 +170,6 @@ impl Evidence {
                 return Err(format!("isolation is not in force: {}", primitive.name));
             }
         }
-        let word = |bound: Bound| match bound {
-            Bound::Kernel => "kernel",
-            Bound::None => "none",
-        };
-        names.extend(LIMITS.iter().map(|(limit, bound)| format!("{limit}:{}", word(*bound))));
         Ok(names)
     }
 }

@@ -8,6 +8,7 @@ use crate::inside::wire::{
     ExitCause, ExitReport, FILE_EXIT, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, FILE_WAIT, FOLDER_CONTROL, LaunchSpec,
     SpecFile, WaitReport,
 };
+use crate::inside::limits::{self, Doors};
 use crate::inside::{confine, init, mounts, output, system};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::Pid;
@@ -62,20 +63,28 @@ fn launch(folder: &OwnedFd) -> Result<WaitReport, String> {
     let Some(child) = system::fork(NEW_NAMESPACES).map_err(no_namespaces)? else {
         drop(outside);
         let prepared = prepared.take().expect("opened above");
-        become_init(spec, prepared, inside);
+        become_init(&spec, prepared, inside);
     };
     drop((inside, prepared));
     let outcome = prepare(folder.as_fd(), &spec, child, &mut outside);
     drop(outside);
     // Whatever happened: the child ends by itself now, or is init and ends when it must.
     let waited = system::wait_for(child).map_err(|e| format!("failed to wait for init: {e}"))?;
+    // Nothing lives in the groups now, and whether a controller does is unknown: what they counted is kept, and they go. What cannot be
+    // removed here is the controller's to sweep.
+    let counters = limits::count(&spec.limits.groups);
+    let _ = limits::remove(&spec.limits.groups);
     outcome?;
+    let output_bytes_dropped = File::open(&spec.log).and_then(|log| output::counters(&log)).map_or(0, |log| log.first());
     Ok(WaitReport {
         failed: None,
         status: Some(waited.status),
         user_micros: waited.user_micros,
         system_micros: waited.system_micros,
         rss_max_kibibytes: waited.rss_max_kibibytes,
+        oom_kills: counters.oom_kills,
+        pids_refused: counters.pids_refused,
+        output_bytes_dropped,
     })
 }
 
@@ -120,10 +129,10 @@ fn write_proc(pid: i32, file: &str, text: &str) -> Result<(), String> {
 }
 
 /// The child's half: prepares from inside, and becomes init. Never returns.
-fn become_init(spec: LaunchSpec, prepared: Prepared, mut inside: UnixStream) -> ! {
+fn become_init(spec: &LaunchSpec, prepared: Prepared, mut inside: UnixStream) -> ! {
     // What is made from here on is for the sandbox's user, whatever the controller was started with.
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let from_inside = mounts::enter_new_root(&spec)
+    let from_inside = mounts::enter_new_root(spec)
         .and_then(|()| system::bring_loopback_up().map_err(|e| format!("failed to bring the loopback interface up: {e}")))
         .and_then(|()| rustix::system::sethostname(b"mosaic").map_err(|e| format!("failed to set the host name: {e}")))
         .and_then(|()| confine::enter_user_namespace());
@@ -137,8 +146,8 @@ fn become_init(spec: LaunchSpec, prepared: Prepared, mut inside: UnixStream) -> 
         system::exit_now(EXIT_UNPREPARED);
     }
     drop(inside);
-    let report = match confine::drop_privileges(&spec) {
-        Ok(()) => init::run(&spec, prepared.host, prepared.control, prepared.log),
+    let report = match confine::drop_privileges(spec) {
+        Ok(()) => init::run(spec, prepared.host, prepared.control, prepared.log, prepared.doors),
         Err(text) => ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0 },
     };
     let bytes = serde_json::to_vec(&report).expect("a report is plain data");
@@ -151,6 +160,7 @@ struct Prepared {
     host: Vec<(&'static str, u64)>,
     control: OwnedFd,
     log: output::Ring,
+    doors: Doors,
     exit: File,
 }
 
@@ -167,6 +177,7 @@ impl Prepared {
             host: confine::host_namespaces()?,
             control,
             log: log.map_err(|e| format!("failed to open the log: {e}"))?,
+            doors: Doors::open(&spec.limits)?,
             exit: File::from(exit),
         })
     }

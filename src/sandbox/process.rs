@@ -6,6 +6,7 @@
 //!
 //! It needs root so far. What is enforced is looked at from inside (`inside::confine`) and reported in `isolation`.
 
+pub mod cgroup;
 mod create;
 pub mod folder;
 pub mod init_binary;
@@ -13,19 +14,23 @@ pub mod kill;
 mod observe;
 mod result;
 mod stop;
+pub mod watchdog;
 
 pub use init_binary::find_init;
 
 use crate::api::names::{Attempt, Epoch, RunId, Uid};
 use crate::api::validate::Limits;
+use crate::api::agent::Driver;
 use crate::inside::wire::{FILE_SPEC, FILE_WAIT, WaitReport};
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
+use crate::sandbox::limits::{self, Means};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::{RunSpec, Sandbox, SandboxError};
 use crate::tools::ToolRoot;
+use cgroup::Hierarchies;
 use folder::{RunFolder, StoredSpec, log_path, remove_tree, short, write_durable};
 use futures::future::BoxFuture;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -68,6 +73,8 @@ pub struct ProcessConfig {
     pub start_timeout: Duration,
     /// Size of a run's log; older output is dropped.
     pub output_bytes_max: u64,
+    /// Required limits that may be missing on this host (`sandbox::limits`).
+    pub allow_missing: Vec<String>,
 }
 
 impl ProcessConfig {
@@ -83,6 +90,7 @@ impl ProcessConfig {
             stop_timeout: Duration::from_secs(5),
             start_timeout: Duration::from_secs(20),
             output_bytes_max: 8 * 1024 * 1024,
+            allow_missing: Vec::new(),
         }
     }
 }
@@ -95,6 +103,7 @@ pub struct ProcessSandbox {
 struct Inner {
     config: ProcessConfig,
     link: LinkServer,
+    hierarchies: Hierarchies,
     known: Mutex<BTreeMap<RunId, Arc<Run>>>,
     /// A lock of its own: it is held while the disk works, and nobody who stops or looks may wait for that.
     fences: Mutex<Fences>,
@@ -116,6 +125,7 @@ struct Run {
     /// Its end never changes once it was seen.
     ended: OnceLock<RunEnd>,
     progress: Mutex<observe::ProgressCursor>,
+    watch: Mutex<watchdog::Watch>,
 }
 
 impl ProcessSandbox {
@@ -129,8 +139,14 @@ impl ProcessSandbox {
         }
         init_binary::check(&config.init).map_err(|e| SandboxError::Unsupported(e.to_string()))?;
         let inner = Inner::open(config).map_err(|e| SandboxError::CannotObserve(format!("failed to open the driver's folders: {e}")))?;
+        let refusals = limits::refusals(Driver::Process, &inner.means(), &inner.config.allow_missing);
+        if !refusals.is_empty() {
+            return Err(SandboxError::Unsupported(refusals.join("; ")));
+        }
         inner.test_itself()?;
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        watchdog::start(&inner).map_err(|e| SandboxError::Unsupported(format!("failed to start the thread that watches limits: {e}")))?;
+        Ok(Self { inner })
     }
 
     /// Tells of every run that started or ended, by the agent's uid. Messages may be missed; look with `observe`.
@@ -190,7 +206,8 @@ impl Inner {
         }
         config.state = fs::canonicalize(&config.state)?;
         let link = LinkServer::start()?;
-        let inner = Self { config, link, known: Mutex::default(), fences: Mutex::default() };
+        let hierarchies = Hierarchies::find(&config.installation, &config.state);
+        let inner = Self { config, link, hierarchies, known: Mutex::default(), fences: Mutex::default() };
         inner.read_fences()?;
         for entry in fs::read_dir(inner.config.state.join("runs"))? {
             let entry = entry?;
@@ -199,7 +216,15 @@ impl Inner {
             }
         }
         inner.link.raise_epoch(inner.fences().epoch);
+        let known: BTreeSet<String> = inner.known().keys().map(short).collect();
+        inner.hierarchies.sweep(&known);
         Ok(inner)
+    }
+
+    /// What bounds sandboxes here.
+    fn means(&self) -> Means {
+        let has = |controller| self.hierarchies.has(controller);
+        Means { memory: has("memory"), pids: has("pids"), cpu: has("cpu") }
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {
@@ -221,6 +246,7 @@ impl Inner {
             making: Mutex::default(),
             ended: OnceLock::new(),
             progress: Mutex::default(),
+            watch: Mutex::default(),
         })
     }
 

@@ -127,7 +127,7 @@ async fn agent_sees_its_sandbox_and_nothing_of_the_host() {
     }
     assert_eq!(lines.iter().filter(|line| line.starts_with("/home/")).count(), 1);
     let isolation = seen(&sandbox, &run).await.unwrap().isolation;
-    for name in ["user-namespace", "network-namespace", "no-capabilities", "no-nested-namespaces", "memory:none"] {
+    for name in ["user-namespace", "network-namespace", "no-capabilities", "no-nested-namespaces", "memory:kernel", "pids:kernel", "disk:watchdog"] {
         assert!(isolation.iter().any(|found| found == name), "{isolation:?}");
     }
 }
