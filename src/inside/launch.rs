@@ -4,11 +4,11 @@
 //! write init's identity, durably -> let init go -> wait -> write how it ended. When the launcher dies before it let init go, init ends by
 //! itself: the pair of sockets between them closes. Nothing of the agent's runs before the grant, which is init's business.
 
+use crate::inside::limits::{self, Doors};
 use crate::inside::wire::{
     ExitCause, ExitReport, FILE_EXIT, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, FILE_WAIT, FOLDER_CONTROL, LaunchSpec,
     SpecFile, WaitReport,
 };
-use crate::inside::limits::{self, Doors};
 use crate::inside::{confine, init, mounts, output, system};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::Pid;

@@ -55,7 +55,7 @@ pub struct LimitRow {
 }
 
 const REMEDY_GROUPS: &str = "mount the control groups at /sys/fs/cgroup with the controllers memory, pids and cpu, and let mosaic write there \
-    (in a systemd service: Delegate=yes; in a container: --privileged or --cgroupns=private with a writable /sys/fs/cgroup)";
+    (in a systemd service: Delegate=yes, DelegateSubgroup=mosaic-controller and KillMode=process; in a container: a writable /sys/fs/cgroup)";
 const REMEDY_NONE: &str = "nothing: every host of this driver has it";
 
 /// Whether control groups do it.

@@ -18,9 +18,9 @@ pub mod watchdog;
 
 pub use init_binary::find_init;
 
+use crate::api::agent::Driver;
 use crate::api::names::{Attempt, Epoch, RunId, Uid};
 use crate::api::validate::Limits;
-use crate::api::agent::Driver;
 use crate::inside::wire::{FILE_SPEC, FILE_WAIT, WaitReport};
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
 use crate::sandbox::limits::{self, Means};

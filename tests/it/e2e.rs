@@ -4,5 +4,6 @@
 mod concurrency;
 mod crash;
 mod harness;
+mod limits;
 mod mistakes;
 mod rounds;

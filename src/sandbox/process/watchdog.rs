@@ -29,9 +29,9 @@ use std::time::{Duration, Instant};
 /// Pause between two rounds.
 const ROUND_PAUSE: Duration = Duration::from_millis(250);
 /// A look at a run is followed by a pause of so many times its own length.
-const LOOK_SHARE: u32 = 20;
+const LOOK_SHARE: u32 = 10;
 /// Longest pause between two looks at a run.
-const LOOK_PAUSE_MAX: Duration = Duration::from_secs(30);
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(15);
 /// One inode is allowed for so many bytes of disk,
 const BYTES_PER_INODE: u64 = 16 * 1024;
 /// but never fewer than this.
@@ -292,7 +292,8 @@ mod tests {
 
     #[test]
     fn upper_folder_is_the_one_of_the_mount_at_the_tree() {
-        let line = |point: &str, upper: &str| format!("47 27 0:41 / {point} rw - overlay mosaic rw,lowerdir=/l,upperdir={upper},workdir=/w\n");
+        let line =
+            |point: &str, upper: &str| format!("47 27 0:41 / {point} rw - overlay mosaic rw,lowerdir=/l,upperdir={upper},workdir=/w\n");
         let mounts = line("/s/a", "/u/a") + &line("/s/a\\040b", "/u/b\\040c") + "48 27 0:4 / /s/c rw - tmpfs tmpfs rw\n";
         let upper = |tree: &str| upper_of(&mounts, Path::new(tree));
         assert_eq!(upper("/s/a"), Some("/u/a".into()));

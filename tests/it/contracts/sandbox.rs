@@ -2,6 +2,7 @@
 
 mod crash;
 mod gate;
+mod limits;
 mod process;
 
 use mosaic::api::names::{Attempt, Epoch, Role, RunId, Uid};

@@ -51,7 +51,13 @@ fn intent(host: &Host, name: &str, script: &str) -> RunSpec {
         limits: mosaic::inside::limits::LimitSpec::default(),
         log,
     };
-    let stored = StoredSpec { run: spec.run.clone(), epoch: spec.epoch, installation: "installation-1".to_owned(), launch, watch: WatchSpec::default() };
+    let stored = StoredSpec {
+        run: spec.run.clone(),
+        epoch: spec.epoch,
+        installation: "installation-1".to_owned(),
+        launch,
+        watch: WatchSpec::default(),
+    };
     folder.write(FILE_SPEC, &stored).unwrap();
     spec
 }
