@@ -1,8 +1,8 @@
 //! The limits that no kernel holds for us: disk and inodes of a run, and a flood of refused processes.
 //!
 //! A thread looks at every running sandbox again and again: it sums what the files of tree, HOME and `/mosaic/out` have allocated, and ends
-//! a run that has more than it may. A look takes at most one part in `LOOK_SHARE` of the thread's time, so that a large tree is looked at
-//! less often. What is counted: allocated blocks (a sparse file counts what it really has), each inode once however many names it has, and
+//! a run that has more than it may. A look takes about one part in `LOOK_SHARE` of the thread's time, so that a large tree is looked at
+//! less often; only what grows so fast that it would be over the limit by then is looked at sooner. What is counted: allocated blocks (a sparse file counts what it really has), each inode once however many names it has, and
 //! files that are deleted but still open in a process of the run.
 //!
 //! What it does not see: what is written and removed between two looks, files that are deleted and closed but still mapped, or on their way
@@ -92,6 +92,7 @@ fn unescape(text: &str) -> String {
 pub(super) struct Watch {
     spec: Option<Arc<StoredSpec>>,
     next: Option<Instant>,
+    last: Option<(Instant, Used)>,
     /// A limit was exceeded, but the end was not seen yet.
     exceeded: bool,
 }
@@ -128,9 +129,13 @@ impl Inner {
         let exceeded = match refused_too_often(&spec) {
             None if watch.next.is_none_or(|next| Instant::now() >= next) => {
                 let started = Instant::now();
-                let exceeded = measure(&spec)?.exceeds(&spec.watch);
-                watch.next = Some(Instant::now() + (started.elapsed() * LOOK_SHARE).min(LOOK_PAUSE_MAX));
-                exceeded
+                let used = measure(&spec)?;
+                let took = started.elapsed();
+                let before = watch.last.replace((started, used));
+                let left = before.and_then(|(at, before)| used.time_left(&before, started - at, &spec.watch));
+                let usual = (took * LOOK_SHARE).min(LOOK_PAUSE_MAX);
+                watch.next = Some(Instant::now() + left.map_or(usual, |left| usual.min(left / 2).max(took)));
+                used.exceeds(&spec.watch)
             }
             other => other,
         };
@@ -168,7 +173,7 @@ pub(super) fn pids_message(pids_max: u32, refused: u64) -> String {
 }
 
 /// What a run has on the disk.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Used {
     bytes: u64,
     inodes: u64,
@@ -176,6 +181,18 @@ struct Used {
 }
 
 impl Used {
+    /// How long it takes until a limit is reached, if it goes on as since an earlier look; `None` when nothing grows.
+    fn time_left(&self, before: &Self, since: Duration, spec: &WatchSpec) -> Option<Duration> {
+        let left = |now: u64, before: u64, max: u64| {
+            let grown = now.checked_sub(before).filter(|grown| *grown > 0)?;
+            let parts = max.saturating_sub(now).div_ceil(grown);
+            Some(since.saturating_mul(u32::try_from(parts).unwrap_or(u32::MAX)))
+        };
+        let bytes = left(self.bytes, before.bytes, spec.disk_bytes_max);
+        let inodes = left(self.inodes, before.inodes, spec.inodes_max);
+        bytes.into_iter().chain(inodes).min()
+    }
+
     fn exceeds(&self, spec: &WatchSpec) -> Option<(Limit, String)> {
         let Self { bytes, inodes, too_deep } = self;
         if spec.disk_bytes_max == 0 {
@@ -299,6 +316,17 @@ mod tests {
         assert_eq!(upper("/s/a"), Some("/u/a".into()));
         assert_eq!(upper("/s/a b"), Some("/u/b c".into()));
         assert_eq!((upper("/s/c"), upper("/s"), upper("/u/a")), (None, None, None));
+    }
+
+    #[test]
+    fn what_grows_fast_is_looked_at_sooner() {
+        let spec = WatchSpec { disk_bytes_max: 1000, inodes_max: 100, ..WatchSpec::default() };
+        let used = |bytes, inodes| Used { bytes, inodes, too_deep: false };
+        let left = |before: Used, now: Used| now.time_left(&before, Duration::from_secs(2), &spec);
+        assert_eq!(left(used(400, 10), used(500, 10)), Some(Duration::from_secs(10)));
+        assert_eq!(left(used(400, 10), used(500, 60)), Some(Duration::from_secs(2)));
+        assert_eq!((left(used(400, 10), used(300, 10)), left(used(400, 10), used(400, 10))), (None, None));
+        assert_eq!(left(used(400, 10), used(2000, 10)), Some(Duration::ZERO));
     }
 
     #[test]

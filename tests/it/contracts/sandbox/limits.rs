@@ -3,17 +3,17 @@
 //! `MOSAIC_TEST_BOMBS=20` repeats every bomb and takes the large sizes: 10 GB of output, a million files.
 
 use super::process::Host;
-use super::{Subject, ended, until};
+use super::{Subject, ended, seen, until};
 use mosaic::api::agent::Driver;
-use mosaic::plan::observed::{EndCause, Limit, RunEnd};
-use mosaic::sandbox::Sandbox;
+use mosaic::plan::observed::{EndCause, Limit, RunEnd, SandboxState};
 use mosaic::sandbox::limits::{Bound, LIMITS, Means, bound, enforced, refusals};
 use mosaic::sandbox::process::ProcessSandbox;
 use mosaic::sandbox::process::folder::short;
+use mosaic::sandbox::{RunSpec, Sandbox};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How often each bomb goes off, and how much larger the large ones are.
 fn bombs() -> (u32, u32) {
@@ -52,6 +52,19 @@ fn exceeded(end: &RunEnd, wanted: Limit) -> bool {
     matches!(&end.cause, EndCause::LimitExceeded { limit, .. } if *limit == wanted)
 }
 
+/// Runs to the end, however long that takes: each run has a deadline.
+async fn run_long(sandbox: &ProcessSandbox, spec: RunSpec) -> RunEnd {
+    let (run, until) = (spec.run.clone(), Instant::now() + Duration::from_secs(600));
+    sandbox.ensure(spec).await.unwrap();
+    loop {
+        match seen(sandbox, &run).await.map(|seen| seen.state) {
+            Some(SandboxState::Ended(end)) => return end,
+            state => assert!(Instant::now() < until, "{run} did not end: {state:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Sets off a bomb beside a neighbour, and looks that the right one is hurt and that nothing is left.
 async fn go_off(host: &Host, sandbox: &ProcessSandbox, bomb: &Bomb, round: u32) {
     let subject: Subject<'_> = host.subject(sandbox);
@@ -64,9 +77,9 @@ async fn go_off(host: &Host, sandbox: &ProcessSandbox, bomb: &Bomb, round: u32) 
     spec.limits.memory_bytes = 96 << 20;
     spec.limits.disk_bytes = 64 << 20;
     // What only spins or prints ends by its time.
-    spec.deadline = Some(std::time::Duration::from_secs(if bombs().1 > 1 { 120 } else { 20 }));
+    spec.deadline = Some(Duration::from_secs(if bombs().1 > 1 { 300 } else { 60 }));
     let (run, started) = (spec.run.clone(), Instant::now());
-    let (bomb_end, neighbour_end) = tokio::join!(subject.run(spec.clone()), subject.run(neighbour.clone()));
+    let (bomb_end, neighbour_end) = tokio::join!(run_long(sandbox, spec.clone()), run_long(sandbox, neighbour.clone()));
     assert!((bomb.right)(&bomb_end), "{} round {round}: {:?}\n{}", bomb.name, bomb_end.cause, bomb_end.output_tail);
     assert_eq!(neighbour_end.cause, EndCause::Exited(0), "the neighbour of {}: {}", bomb.name, neighbour_end.output_tail);
     let usage = sandbox.usage(&run).unwrap().unwrap();
