@@ -43,8 +43,8 @@ pub struct Settings {
     #[serde(deserialize_with = "list")]
     pub tool_root: Vec<String>,
 
-    /// Primitive of isolation without which sandboxes start all the same, where this machine lacks it; repeatable. SECURITY.md has the table
-    #[arg(long, env = "MOSAIC_ALLOW_MISSING", value_name = "PRIMITIVE", value_delimiter = ',')]
+    /// Primitive of isolation, or limit (memory, pids), without which sandboxes start all the same where this machine lacks it; repeatable. SECURITY.md has the table
+    #[arg(long, env = "MOSAIC_ALLOW_MISSING", value_name = "NAME", value_delimiter = ',')]
     #[serde(deserialize_with = "list")]
     pub allow_missing: Vec<String>,
 
@@ -304,9 +304,15 @@ impl Check {
     }
 
     fn primitives(&mut self, names: Vec<String>) -> Vec<String> {
-        let optional: Vec<&str> = PRIMITIVES.iter().filter(|p| p.need == Need::UnlessAllowed).map(|p| p.name).collect();
+        let primitives = PRIMITIVES.iter().filter(|p| p.need == Need::UnlessAllowed).map(|p| p.name);
+        let limits = crate::sandbox::limits::LIMITS.iter().filter(|limit| limit.required).map(|limit| limit.name);
+        let optional: Vec<&str> = primitives.chain(limits).collect();
         for name in names.iter().filter(|name| !optional.contains(&name.as_str())) {
-            let why = if PRIMITIVES.iter().any(|p| p.name == name) { "nothing can start without it" } else { "there is no such primitive" };
+            let why = if PRIMITIVES.iter().any(|p| p.name == name) {
+                "nothing can start without it"
+            } else {
+                "there is no such primitive or limit"
+            };
             self.0.push(format!("allow-missing: {name:?}: {why}; one of {} can be named", optional.join(", ")));
         }
         names

@@ -12,6 +12,7 @@ pub mod init;
 pub mod landlock;
 pub mod launch;
 pub mod lease;
+pub mod limits;
 pub mod link;
 pub mod mounts;
 pub mod output;

@@ -93,6 +93,8 @@ pub mod reason {
     pub const NO_CHANGES: &str = "NoChanges";
     /// The agent's command ended with another code than 0, or by a signal.
     pub const AGENT_FAILED: &str = "AgentFailed";
+    /// The agent exceeded a limit of its sandbox.
+    pub const LIMIT_EXCEEDED: &str = "LimitExceeded";
     /// The agent changed nothing and gave no reason.
     pub const NOTHING_CHANGED: &str = "NothingChanged";
     /// The tree cannot become a commit.

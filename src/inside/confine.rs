@@ -1,7 +1,8 @@
 //! Giving up privileges, and looking from inside what is in force.
 //!
 //! `PRIMITIVES` is the one table of what a sandbox of this driver is made of: init looks at each before it asks for its grant (and tries
-//! what is forbidden, see `selftest`), and one that is needed and does not hold ends it, unless the operator allowed that. `LIMITS` says of every limit what bounds it. Both land in the record's `isolation`.
+//! is forbidden, see `selftest`), and one that is needed and does not hold ends it, unless the operator allowed that. What holds lands in the
+//! record's `isolation`; limits are in `limits`.
 
 use crate::inside::selftest::{Confinement, Trial};
 use crate::inside::system;
@@ -105,19 +106,6 @@ const fn unless_allowed(name: &'static str, holds: fn(&Evidence) -> bool, help: 
 const fn where_possible(name: &'static str, holds: fn(&Evidence) -> bool) -> Primitive {
     Primitive { name, need: Need::WherePossible, holds, help: "" }
 }
-
-/// What bounds a resource.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bound {
-    /// The kernel.
-    Kernel,
-    /// Nothing.
-    None,
-}
-
-/// Every limit of a sandbox, and what bounds it with this driver.
-pub const LIMITS: &[(&str, Bound)] =
-    &[("cpu", Bound::None), ("memory", Bound::None), ("pids", Bound::None), ("disk", Bound::None), ("tmp", Bound::Kernel)];
 
 /// Enters a user namespace of its own. Its ids are mapped by the launcher; until then nobody is anybody in it.
 /// # Errors
@@ -242,7 +230,7 @@ impl Evidence {
         self.trial
     }
 
-    /// Names of what is in force, limits included.
+    /// Names of what is in force.
     /// # Errors
     /// A primitive is not in force, and the operator has not allowed that. Says what helps.
     pub fn isolation(&self, allow_missing: &[String]) -> Result<Vec<String>, String> {
@@ -256,11 +244,6 @@ impl Evidence {
                 return Err(format!("isolation is not in force: {name}{}: {help}", detail.unwrap_or_default()));
             }
         }
-        let word = |bound: Bound| match bound {
-            Bound::Kernel => "kernel",
-            Bound::None => "none",
-        };
-        names.extend(LIMITS.iter().map(|(limit, bound)| format!("{limit}:{}", word(*bound))));
         Ok(names)
     }
 }

@@ -4,6 +4,7 @@
 //! write init's identity, durably -> let init go -> wait -> write how it ended. When the launcher dies before it let init go, init ends by
 //! itself: the pair of sockets between them closes. Nothing of the agent's runs before the grant, which is init's business.
 
+use crate::inside::limits::{self, Doors};
 use crate::inside::wire::{
     ExitCause, ExitReport, FILE_EXIT, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, FILE_WAIT, FOLDER_CONTROL, LaunchSpec,
     SpecFile, WaitReport,
@@ -69,13 +70,21 @@ fn launch(folder: &OwnedFd) -> Result<WaitReport, String> {
     drop(outside);
     // Whatever happened: the child ends by itself now, or is init and ends when it must.
     let waited = system::wait_for(child).map_err(|e| format!("failed to wait for init: {e}"))?;
+    // Nothing lives in the groups now, and whether a controller does is unknown: what they counted is kept, and they go. What cannot be
+    // removed here is the controller's to sweep.
+    let counters = limits::count(&spec.limits.groups);
+    let _ = limits::remove(&spec.limits.groups);
     outcome?;
+    let output_bytes_dropped = File::open(&spec.log).and_then(|log| output::counters(&log)).map_or(0, |log| log.first());
     Ok(WaitReport {
         failed: None,
         status: Some(waited.status),
         user_micros: waited.user_micros,
         system_micros: waited.system_micros,
         rss_max_kibibytes: waited.rss_max_kibibytes,
+        oom_kills: counters.oom_kills,
+        pids_refused: counters.pids_refused,
+        output_bytes_dropped,
     })
 }
 
@@ -163,7 +172,7 @@ fn become_init(spec: LaunchSpec, prepared: Prepared, namespaces: libc::c_int, mu
     }
     drop(inside);
     let report = match confine::drop_privileges(&spec) {
-        Ok(()) => init::run(&spec, prepared.host, prepared.control, prepared.log),
+        Ok(()) => init::run(&spec, prepared.host, prepared.control, prepared.log, prepared.doors),
         Err(text) => ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0 },
     };
     let bytes = serde_json::to_vec(&report).expect("a report is plain data");
@@ -187,6 +196,7 @@ struct Prepared {
     host: Vec<(&'static str, u64)>,
     control: OwnedFd,
     log: output::Ring,
+    doors: Doors,
     exit: File,
 }
 
@@ -203,6 +213,7 @@ impl Prepared {
             host: confine::host_namespaces()?,
             control,
             log: log.map_err(|e| format!("failed to open the log: {e}"))?,
+            doors: Doors::open(&spec.limits)?,
             exit: File::from(exit),
         })
     }

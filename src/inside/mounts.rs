@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Size of the root itself: it holds a few small files and mount points.
 const ROOT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A tmpfs has one inode for so many bytes of its size: its inodes are memory as well.
+const TMPFS_BYTES_PER_INODE: u64 = 16 * 1024;
 /// Folders of the host with programs and libraries; links stay links.
 const SYSTEM_FOLDERS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// What programs need of the host's `/etc`: trust anchors, links of alternatives, the linker's cache, the time zone, numbers.
@@ -208,7 +210,7 @@ fn write_file(path: &str, bytes: &[u8]) -> Outcome<()> {
 }
 
 fn mount_tmpfs(path: &Path, mode: &str, bytes_max: u64, more: MountFlags) -> Outcome<()> {
-    let options = CString::new(format!("mode={mode},size={bytes_max}")).expect("no NUL");
+    let options = CString::new(format!("mode={mode},size={bytes_max},nr_inodes={}", bytes_max / TMPFS_BYTES_PER_INODE)).expect("no NUL");
     rustix::mount::mount("mosaic", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | more, options.as_c_str())
         .map_err(because("mount a tmpfs at", path))
 }

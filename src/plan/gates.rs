@@ -86,6 +86,8 @@ pub fn judge(end: &RunEnd) -> (Verdict, Option<String>) {
         EndCause::Exited(code) => (Verdict::Fail, format!("exit code {code}")),
         EndCause::Signaled(signal) => (Verdict::Fail, format!("ended by signal {signal}")),
         EndCause::TimedOut => (Verdict::Fail, format!("timed out after {seconds} s")),
+        // Only the agent can mend a test that needs more than there is.
+        EndCause::LimitExceeded { limit, message } => (Verdict::Fail, format!("the {} limit was exceeded: {message}", limit.as_str())),
         EndCause::CannotExecute(why) => (Verdict::Error, format!("the gate's command cannot be executed: {why}")),
         EndCause::LeaseExpired => {
             (Verdict::Error, "the sandbox ended itself: the controller was away for longer than the lease".to_owned())

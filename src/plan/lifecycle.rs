@@ -330,7 +330,12 @@ fn ended(plan: &mut Plan, step: &Step<'_>, end: &RunEnd) {
         EndCause::Exited(code) => (Some(*code), None),
         EndCause::Signaled(signal) => (None, Some(*signal)),
         EndCause::CannotExecute(_) => (Some(127), None),
-        EndCause::TimedOut | EndCause::LeaseExpired | EndCause::Stopped | EndCause::NotStarted(_) | EndCause::Lost(_) => (None, None),
+        EndCause::TimedOut
+        | EndCause::LeaseExpired
+        | EndCause::Stopped
+        | EndCause::LimitExceeded { .. }
+        | EndCause::NotStarted(_)
+        | EndCause::Lost(_) => (None, None),
     };
     let result = end.result.clone().unwrap_or_default();
     let run = RunStatus {
@@ -348,6 +353,10 @@ fn ended(plan: &mut Plan, step: &Step<'_>, end: &RunEnd) {
         EndCause::Exited(code) => failed(format!("the agent's command ended with exit code {code}")),
         EndCause::Signaled(signal) => failed(format!("the agent's command was ended by signal {signal}")),
         EndCause::CannotExecute(why) => failed(format!("the agent's command could not be executed: {why}")),
+        EndCause::LimitExceeded { limit, message } => {
+            let text = format!("the agent exceeded its {} limit: {message}", limit.as_str());
+            agent_failure(plan, step.agent, reason::LIMIT_EXCEEDED, "agent", &text, output, step.now);
+        }
         EndCause::LeaseExpired => return again(plan, step, reason::LEASE_EXPIRED, "the sandbox lost its lease"),
         EndCause::NotStarted(why) => return again(plan, step, reason::SANDBOX_FAILED, why),
         EndCause::Lost(why) => return again(plan, step, reason::SANDBOX_LOST, why),

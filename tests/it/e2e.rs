@@ -5,5 +5,6 @@ mod concurrency;
 mod crash;
 mod harness;
 mod kills;
+mod limits;
 mod mistakes;
 mod rounds;

@@ -6,7 +6,7 @@ use mosaic::api::condition::reason;
 use mosaic::api::names::GateName;
 use mosaic::gates::{self, GateSet, GatesError, TrustedTree};
 use mosaic::plan::gates::{EVIDENCE_BYTES_MAX, EVIDENCE_OF_PASS_BYTES_MAX, judge};
-use mosaic::plan::observed::{EndCause, RunEnd};
+use mosaic::plan::observed::{EndCause, Limit, RunEnd};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -340,6 +340,7 @@ fn only_exit_code_zero_passes() {
         (EndCause::NotStarted(text()), Verdict::Error, "why"),
         (EndCause::CannotExecute(text()), Verdict::Error, "why"),
         (EndCause::Lost(text()), Verdict::Error, "why"),
+        (EndCause::LimitExceeded { limit: Limit::Memory, message: text() }, Verdict::Fail, "memory limit"),
     ] {
         let (got, evidence) = judge(&ended(cause.clone(), "the output\n"));
         let evidence = evidence.unwrap();

@@ -2,6 +2,7 @@
 
 mod crash;
 mod gate;
+mod limits;
 mod masks;
 #[cfg(target_arch = "x86_64")]
 mod probes;

@@ -128,7 +128,9 @@ async fn agent_sees_its_sandbox_and_nothing_of_the_host() {
     }
     assert_eq!(lines.iter().filter(|line| line.starts_with("/home/")).count(), 1);
     let isolation = seen(&sandbox, &run).await.unwrap().isolation;
-    for name in ["user-namespace", "network-namespace", "no-capabilities", "no-nested-namespaces", "memory:none"] {
+    for name in
+        ["user-namespace", "network-namespace", "no-capabilities", "no-nested-namespaces", "memory:kernel", "pids:kernel", "disk:watchdog"]
+    {
         assert!(isolation.iter().any(|found| found == name), "{isolation:?}");
     }
 }
@@ -441,6 +443,8 @@ async fn init_killed_from_outside_is_lost_and_a_dead_launcher_changes_nothing() 
     assert!(matches!(seen(&sandbox, &spec.run).await.unwrap().state, SandboxState::Running { .. }));
     fs::write(spec.tree.join("go"), "").unwrap();
     assert_eq!(ended(&sandbox, &spec.run).await.cause, EndCause::Exited(5));
+    // Nobody but us removes its control groups now.
+    sandbox.remove(&spec.run).await.unwrap();
 
     let spec = host.subject(&sandbox).script("launcher-1", 2, "sleep 61005.5; true");
     sandbox.ensure(spec.clone()).await.unwrap();
