@@ -10,6 +10,7 @@ mod e2e;
 mod gates;
 mod http;
 mod records;
+mod servers;
 mod skip;
 mod tidy;
 mod tools;

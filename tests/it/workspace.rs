@@ -4,6 +4,7 @@ mod address;
 mod crash;
 mod fixture;
 mod integrate;
+mod network;
 mod push;
 mod rescue;
 mod snapshot;
