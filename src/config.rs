@@ -414,6 +414,61 @@ mod tests {
     }
 
     #[test]
+    fn every_mistake_in_the_remotes_is_named_at_once() {
+        let table: Settings = toml::from_str(
+            r#"
+            [[remote]]
+            prefix = "https://git.example.org/team"
+            [[remote]]
+            prefix = "http://git.example.org/"
+            namespaces = ["*"]
+            [[remote]]
+            prefix = "https://me:secret@git.example.org/"
+            namespaces = ["Not A Name"]
+            [[remote]]
+            prefix = "ssh://git@example.org/"
+            namespaces = ["*"]
+            token_file = "/no/such/token"
+            [[remote]]
+            prefix = "https://git.example.org/a/"
+            namespaces = ["a"]
+            ssh-key = "/x"
+            ca = "relative/path"
+            proxy = "http://me:secret@proxy:3128"
+            username = "no-token"
+            [[remote]]
+            prefix = "https://GIT.example.org:443/a/"
+            namespaces = ["a", "b"]
+            token-file = "/etc/passwd"
+            credential-helper = "/x;y"
+            "#,
+        )
+        .unwrap();
+        let settings = Settings { remotes: Some("/no/such/file".into()), ..table };
+        let error = Config::from_settings(settings, "/tmp/state".into(), None).unwrap_err().to_string();
+        for words in [
+            "remotes: /no/such/file",
+            "must end with a slash",
+            "`namespaces` is missing",
+            "write https://host/path",
+            "credentials do not belong",
+            "`namespaces`: ",
+            "ssh:// needs `known-hosts`",
+            "`token-file` means nothing for ssh://",
+            "`ssh-key` means nothing for https://",
+            "`ca`: \"relative/path\" must be an absolute path",
+            "`proxy` must be",
+            "`username` needs `token-file`",
+            "more than one credential",
+            "chmod 600 /etc/passwd",
+            "an earlier table has the same prefix",
+        ] {
+            assert!(error.contains(words), "{words:?} is missing in: {error}");
+        }
+        assert!(!error.contains("no-token"), "a value is never repeated: {error}");
+    }
+
+    #[test]
     fn the_state_folder_follows_xdg_then_home() {
         let of =
             |xdg: Option<&str>, home: Option<&str>| state_folder(None, |name| if name == "HOME" { home } else { xdg }.map(Into::into)).ok();

@@ -18,6 +18,7 @@
 
 mod access;
 mod address;
+mod candidate;
 mod checkout;
 mod conflict;
 mod diff;

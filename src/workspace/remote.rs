@@ -32,9 +32,29 @@ const VERSION_MIN: (u32, u32) = (2, 32);
 /// Longest time for `git --version`.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What git calls an error in old histories, but is harmless and found in well-known repositories.
-const FSCK_TOLERATED: &[&str] =
-    &["zeroPaddedFilemode", "missingSpaceBeforeDate", "missingSpaceBeforeEmail", "missingNameBeforeEmail", "badTimezone", "missingEmail"];
+/// What git calls an error in old histories, but is harmless and found in well-known repositories; and what it calls one in files of
+/// submodules and attributes, which nothing here ever acts upon. Were those an error, one branch on the remote could stop every fetch.
+const FSCK_TOLERATED: &[&str] = &[
+    "zeroPaddedFilemode",
+    "missingSpaceBeforeDate",
+    "missingSpaceBeforeEmail",
+    "missingNameBeforeEmail",
+    "badTimezone",
+    "missingEmail",
+    "gitmodulesBlob",
+    "gitmodulesLarge",
+    "gitmodulesMissing",
+    "gitmodulesName",
+    "gitmodulesParse",
+    "gitmodulesPath",
+    "gitmodulesSymlink",
+    "gitmodulesUpdate",
+    "gitmodulesUrl",
+    "gitattributesBlob",
+    "gitattributesLarge",
+    "gitattributesLineLength",
+    "gitattributesMissing",
+];
 
 /// The `git` program and how it is run.
 #[derive(Debug)]

@@ -5,4 +5,5 @@ mod concurrency;
 mod crash;
 mod harness;
 mod mistakes;
+mod remotes;
 mod rounds;

@@ -3,6 +3,7 @@
 mod address;
 mod crash;
 mod fixture;
+mod hostile;
 mod integrate;
 mod network;
 mod push;
