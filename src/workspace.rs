@@ -266,6 +266,26 @@ impl Workspaces {
         diff::diff(self, namespace, repository, from, to, bytes_max)
     }
 
+    /// Every path that differs between two commits.
+    /// # Errors
+    /// A commit is not here.
+    pub fn changes(
+        &self,
+        namespace: &Namespace,
+        repository: &str,
+        from: &CommitId,
+        to: &CommitId,
+    ) -> Result<Vec<crate::gates::tamper::Change>, WorkspaceError> {
+        diff::changes(self, namespace, repository, from, to)
+    }
+
+    /// The content of a file by the id that `changes` gave.
+    /// # Errors
+    /// It is no file, or not here.
+    pub fn read_object(&self, namespace: &Namespace, repository: &str, id: &str) -> Result<Vec<u8>, WorkspaceError> {
+        diff::read_object(self, namespace, repository, id)
+    }
+
     /// Every tree of this state folder, with or without a record.
     /// # Errors
     /// Could not look: nothing may be taken for absent.

@@ -12,6 +12,7 @@ mod http;
 mod records;
 mod servers;
 mod skip;
+mod tamper;
 mod tidy;
 mod tools;
 mod workspace;
