@@ -238,6 +238,9 @@ fn workspace_config(config: &Config) -> WorkspaceConfig {
         trusted_branches: Vec::new(),
         tree_mode: TreeModeWish::Auto,
         remote_timeout: config.remote_timeout,
+        remote_silence: config.remote_silence,
+        remotes: config.remotes.clone(),
+        askpass: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
         limits: SnapshotLimits::default(),
     }
 }

@@ -212,6 +212,17 @@ pub enum Integrated {
         /// Base it stands on.
         base: CommitId,
     },
+    /// As `Head`, but the change touches what decides the verdicts on it.
+    Tampered {
+        /// Commit that is refused.
+        head: CommitId,
+        /// Base it stands on.
+        base: CommitId,
+        /// Hash of what was compared with.
+        definition: String,
+        /// Paths and reasons, for the agent and for people.
+        evidence: String,
+    },
     /// The change conflicts with the present base.
     Conflict {
         /// The present base.

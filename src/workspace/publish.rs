@@ -3,7 +3,7 @@
 //! Doing it again after a crash or a lost reply finds the ref at its value and pushes nothing. A failure that leaves open what happened
 //! is answered by another look, never by another push.
 
-use super::address::{self, Remote};
+use super::address::Remote;
 use super::error::WorkspaceError;
 use super::remote::RemoteRefs;
 use super::repository::{Pair, oid};
@@ -22,7 +22,7 @@ pub(super) fn pushed_ref(uid: &crate::api::names::Uid) -> String {
 
 /// See [`Workspaces::push`].
 pub(super) fn push(workspaces: &Workspaces, spec: &PushSpec) -> Result<Pushed, WorkspaceError> {
-    let remote = address::parse(&workspaces.allowed, &spec.repository)?;
+    let remote = workspaces.remote(&spec.namespace, &spec.repository)?;
     let pair = Pair::of(workspaces, &spec.namespace, &spec.repository);
     let expected_old = if spec.target == spec.base_branch { Some(&spec.base) } else { spec.expected_old.as_ref() };
     let before = look(workspaces, &remote, spec)?;

@@ -7,4 +7,5 @@ mod harness;
 mod kills;
 mod limits;
 mod mistakes;
+mod remotes;
 mod rounds;

@@ -147,7 +147,6 @@ fn gates_file_beyond_its_limits_is_refused() {
 fn what_is_not_built_is_refused_and_never_passed_over() {
     let tests = "[[gate]]\nname = 'tests'\ncommand = 'true'\n";
     for (text, line) in [
-        (format!("protect = ['ci/**']\n{tests}"), "line 1"),
         (format!("{tests}[prepare]\ncommand = 'npm ci'\n"), "line 4"),
         (format!("{tests}[coverage]\nmin = 85\n"), "line 4"),
         (format!("{tests}[review]\nmin = 0.9\n"), "line 4"),
@@ -336,7 +335,7 @@ fn only_exit_code_zero_passes() {
         (EndCause::Signaled(11), Verdict::Fail, "signal 11"),
         (EndCause::TimedOut, Verdict::Fail, "timed out after 61 s"),
         (EndCause::LeaseExpired, Verdict::Error, "lease"),
-        (EndCause::Stopped, Verdict::Error, "stopped"),
+        (EndCause::Stopped, Verdict::Skipped, "stopped"),
         (EndCause::NotStarted(text()), Verdict::Error, "why"),
         (EndCause::CannotExecute(text()), Verdict::Error, "why"),
         (EndCause::Lost(text()), Verdict::Error, "why"),
