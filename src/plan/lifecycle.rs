@@ -124,10 +124,11 @@ fn suspended(plan: &mut Plan, step: &Step<'_>) {
     }
     plan.requeue_after = None;
     let ran = plan.status.run.as_ref().is_some_and(|run| run.attempt == plan.status.attempt);
-    // The agent keeps its place among the running until nothing of it runs.
-    if teardown::clear_sandboxes(plan, step.observed, step.now) && plan.status.attempt > 0 && !ran {
+    let clear = teardown::clear_sandboxes(plan, step.observed, step.now);
+    if plan.status.attempt > 0 && !ran {
         plan.status.between_attempts = true;
-        plan.status.sandbox = None;
+        // The agent keeps its place among the running until nothing of it runs.
+        plan.status.sandbox = (!clear).then(|| plan.status.sandbox.take().unwrap_or_default());
     }
     plan.waiting
         .insert(0, crate::plan::Waiting { reason: reason::SUSPENDED.into(), message: "spec.suspend is true; the tree is kept".into() });
@@ -367,7 +368,7 @@ fn ended(plan: &mut Plan, step: &Step<'_>, end: &RunEnd) {
             return plan.wait(reason::CLEANING_UP, "the attempt was stopped; the next one begins");
         }
     }
-    if plan.status.between_attempts {
+    if plan.status.between_attempts && ending(&plan.status).is_none() {
         plan.status.sandbox = None;
     } else {
         plan.status.sandbox.get_or_insert_with(SandboxStatus::default);

@@ -71,5 +71,5 @@ fn host_without_control_groups_is_refused_with_what_would_help() {
     }
     let wrong = covered(&["--allow-missing", "disk"]);
     let text = String::from_utf8_lossy(&wrong.stderr).into_owned();
-    assert!(!wrong.status.success() && text.contains("memory and pids"), "{text}");
+    assert!(!wrong.status.success() && text.contains("memory, pids"), "{text}");
 }
