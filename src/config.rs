@@ -94,7 +94,7 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub remote_silence: Option<String>,
 
-    /// TOML file of [[remote]] tables that say how https and ssh remotes are reached; only you may read it (mode 0600)
+    /// TOML file of `[[remote]]` tables that say how https and ssh remotes are reached; only you may read it (mode 0600)
     #[arg(long, env = "MOSAIC_REMOTES", value_name = "FILE")]
     #[serde(deserialize_with = "scalar")]
     pub remotes: Option<String>,
