@@ -176,6 +176,9 @@ pub type StoreResult<T> = Result<T, StoreError>;
 /// A live watch. Ends with an error; `TooOld` means that the caller must list again.
 pub type Watch = BoxStream<'static, StoreResult<WatchEvent>>;
 
+/// Records of one moment, one after the other. Ends after an error.
+pub type Listing = BoxStream<'static, StoreResult<Record>>;
+
 /// The Kubernetes API contract in small.
 pub trait Store: Send + Sync {
     /// Reads one record, live (never from a cache).
@@ -183,6 +186,15 @@ pub trait Store: Send + Sync {
 
     /// Reads all records of a kind, with the resource version from which a watch sees everything later.
     fn list(&self, kind: Kind) -> BoxFuture<'_, StoreResult<(Vec<Record>, u64)>>;
+
+    /// As `list`, of one moment too, but record by record: ten thousand at once take a hundred times the memory of a few.
+    fn list_stream(&self, kind: Kind) -> BoxFuture<'_, StoreResult<(Listing, u64)>> {
+        Box::pin(async move {
+            let (records, version) = self.list(kind).await?;
+            let listing: Listing = Box::pin(futures::stream::iter(records.into_iter().map(Ok)));
+            Ok((listing, version))
+        })
+    }
 
     /// Follows a kind from a resource version (exclusive).
     fn watch(&self, kind: Kind, from: u64) -> BoxFuture<'_, StoreResult<Watch>>;

@@ -27,7 +27,7 @@ use crate::store::{Key, Kind, Record, Store};
 use crate::telemetry::Metrics;
 use crate::tools;
 use crate::workspace::{SnapshotLimits, TreeModeWish, WorkspaceConfig, Workspaces};
-use futures::FutureExt;
+use futures::{FutureExt, TryStreamExt};
 use k8s_openapi::jiff::{Timestamp, Unit};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -309,9 +309,10 @@ async fn resync(ctx: Arc<Context>, every: Duration) {
 }
 
 async fn wake_everybody(ctx: &Context) {
-    match ctx.store.list(Kind::Agent).await {
-        Ok((records, _)) => records.iter().for_each(|record| (ctx.wake)(record.key())),
-        Err(error) => tracing::warn!(%error, "could not list the agents"),
+    let wake = async |record: Record| Ok((ctx.wake)(record.key()));
+    let woken = async { ctx.store.list_stream(Kind::Agent).await?.0.try_for_each(wake).await };
+    if let Err(error) = woken.await {
+        tracing::warn!(%error, "could not list the agents");
     }
 }
 

@@ -1,10 +1,12 @@
 //! Typed names: a string is checked once, where it enters, and never again.
 //!
 //! Every name that later becomes a path, a ref, an argument or a label is one of these types. They keep out what a shell, git or
-//! a file system would read as something else (a leading `-`, `..`, NUL, control and bidi characters).
+//! a file system would read as something else (a leading `-`, `..`, NUL, control and bidi characters). Copies share their text: the same
+//! uid stands in many tables.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 /// API group of all our kinds.
 pub const GROUP: &str = "mosaicstack.dev";
@@ -79,14 +81,14 @@ macro_rules! name_type {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
         impl $name {
             /// Checks and takes the value.
             /// # Errors
             /// `NameError` says what the value must look like.
             pub fn new(value: impl Into<String>) -> Result<Self, NameError> {
                 let value = value.into();
-                if $check(&value) { Ok(Self(value)) } else { Err(refuse($what, &value, $rule)) }
+                if $check(&value) { Ok(Self(value.into())) } else { Err(refuse($what, &value, $rule)) }
             }
             /// The checked text.
             #[must_use]
@@ -102,7 +104,7 @@ macro_rules! name_type {
         }
         impl From<$name> for String {
             fn from(value: $name) -> String {
-                value.0
+                value.as_str().to_owned()
             }
         }
         impl fmt::Display for $name {

@@ -8,7 +8,7 @@ use kube::Resource;
 use kube::runtime::reflector::ObjectRef;
 use std::borrow::Cow;
 
-/// A record's name and versions; the rest stays in the store.
+/// A record's name; the rest stays in the store.
 #[derive(Debug, Clone)]
 pub struct Slim {
     metadata: ObjectMeta,
@@ -18,13 +18,8 @@ impl Slim {
     /// The slim form of a record.
     #[must_use]
     pub fn of(record: &Record) -> Self {
-        let metadata = ObjectMeta {
-            name: record.metadata.name.clone(),
-            namespace: record.metadata.namespace.clone(),
-            uid: record.metadata.uid.clone(),
-            resource_version: record.metadata.resource_version.clone(),
-            ..ObjectMeta::default()
-        };
+        let metadata =
+            ObjectMeta { name: record.metadata.name.clone(), namespace: record.metadata.namespace.clone(), ..ObjectMeta::default() };
         Self { metadata }
     }
 

@@ -2,8 +2,10 @@
 
 use crate::api::names::Uid;
 use crate::controller::reconcile::Context;
+use crate::plan::observed::Inventory;
 use crate::plan::orphans::{KnownRecords, plan_orphans};
-use crate::store::Kind;
+use crate::store::{Kind, Record, StoreError};
+use futures::TryStreamExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +54,7 @@ pub async fn run(ctx: Arc<Context>, memory: Memory) {
 async fn pass(ctx: &Context, memory: &Memory, seen_before: u64, warned: &mut bool) -> Result<(), String> {
     let Some(epoch) = (ctx.epoch)() else { return Ok(()) };
     let inventory = ctx.world.inventory().await.map_err(|error| error.to_string())?;
-    let (records, version) = ctx.store.list(Kind::Agent).await.map_err(|error| error.to_string())?;
+    let (records, version) = ctx.store.list_stream(Kind::Agent).await.map_err(|error| error.to_string())?;
     let amnesia = version < seen_before;
     if amnesia && !*warned {
         *warned = true;
@@ -67,7 +69,11 @@ async fn pass(ctx: &Context, memory: &Memory, seen_before: u64, warned: &mut boo
     if !amnesia {
         memory.remember(version).map_err(|error| format!("could not write {}: {error}", memory.path.display()))?;
     }
-    let uids = records.iter().filter_map(|record| Uid::new(record.metadata.uid.clone().unwrap_or_default()).ok()).collect();
+    if inventory == Inventory::default() {
+        return Ok(());
+    }
+    let uid_of = async |record: Record| Ok(Uid::new(record.metadata.uid.unwrap_or_default()).ok());
+    let uids = records.try_filter_map(uid_of).try_collect().await.map_err(|error: StoreError| error.to_string())?;
     for action in plan_orphans(&inventory, &KnownRecords { uids, amnesia }) {
         tracing::info!(?action, "removing what has no record");
         if let Err(error) = ctx.world.apply_orphan(epoch, action.clone()).await {

@@ -7,7 +7,7 @@ use crate::api::agent::AgentStatus;
 use crate::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Epoch, FINALIZER, Uid};
 use crate::api::validate::{ValidAgent, validate};
 use crate::controller::foresight::{Foresight, foresee};
-use crate::controller::own::OwnWrite;
+use crate::controller::own::{OwnWrite, version_of};
 use crate::effect::{EffectError, Subject, World};
 use crate::plan::action::{Action, Effect};
 use crate::plan::fleet::{Fleet, Member, Permit, Place, place};
@@ -150,10 +150,6 @@ pub fn member_of(record: &Record, agent: &ValidAgent) -> Member {
     let labels = record.metadata.labels.clone().unwrap_or_default();
     let rerun_of = record.spec.get("rerunOf").and_then(|v| v.as_str()).map(str::to_owned);
     Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of, version_of(record))
-}
-
-fn version_of(record: &Record) -> u64 {
-    record.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 /// When to come back.

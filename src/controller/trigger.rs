@@ -12,7 +12,7 @@ use crate::store::{Key, Kind, Record, StoreError, WatchEvent};
 use futures::StreamExt;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -81,8 +81,16 @@ impl Follower {
     }
 
     async fn list(&self, known: &mut BTreeMap<Key, Uid>) -> Result<u64, StoreError> {
-        let (records, version) = self.ctx.store.list(self.kind).await?;
-        let listed: std::collections::BTreeSet<Key> = records.iter().map(Record::key).collect();
+        let (mut records, version) = self.ctx.store.list_stream(self.kind).await?;
+        let mut listed = BTreeSet::new();
+        // The whole fleet first: a pass that knew only a part of it would give places away that are taken.
+        while let Some(record) = records.next().await {
+            let record = record?;
+            if self.kind == Kind::Agent {
+                self.ctx.fill_fleet(&record, validate(&record).as_ref().ok());
+            }
+            listed.insert(self.know(known, &record));
+        }
         let gone: Vec<Key> = known.keys().filter(|key| !listed.contains(*key)).cloned().collect();
         for key in gone {
             self.deleted(known, &key);
@@ -90,14 +98,8 @@ impl Follower {
         if self.kind == Kind::Halt {
             self.reload_halts().await?;
         }
-        if self.kind == Kind::Agent {
-            // The whole fleet first: a pass that knew only a part of it would give places away that are taken.
-            for record in &records {
-                self.ctx.fill_fleet(record, validate(record).as_ref().ok());
-            }
-        }
-        for record in &records {
-            self.applied(known, record);
+        for key in listed {
+            self.trigger.wake(key);
         }
         self.synced.send_replace(true);
         Ok(version)
@@ -130,6 +132,18 @@ impl Follower {
     }
 
     fn applied(&self, known: &mut BTreeMap<Key, Uid>, record: &Record) {
+        let key = self.know(known, record);
+        if self.ctx.is_own_write(record) {
+            return;
+        }
+        if self.kind == Kind::Agent {
+            self.ctx.take_watched(record, validate(record).as_ref().ok());
+        }
+        self.trigger.wake(key);
+    }
+
+    /// Takes a record into what is known and into the cache.
+    fn know(&self, known: &mut BTreeMap<Key, Uid>, record: &Record) -> Key {
         let key = record.key();
         if let Ok(uid) = Uid::new(record.metadata.uid.clone().unwrap_or_default()) {
             if known.get(&key).is_some_and(|old| *old != uid) {
@@ -138,13 +152,7 @@ impl Follower {
             known.insert(key.clone(), uid);
         }
         self.write(&watcher::Event::Apply(Slim::of(record)));
-        if self.ctx.is_own_write(record) {
-            return;
-        }
-        if self.kind == Kind::Agent {
-            self.ctx.take_watched(record, validate(record).as_ref().ok());
-        }
-        self.trigger.wake(key);
+        key
     }
 
     fn deleted(&self, known: &mut BTreeMap<Key, Uid>, key: &Key) {

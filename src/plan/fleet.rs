@@ -3,14 +3,21 @@
 //! The view is kept incrementally: one changed record costs the same with ten agents as with ten thousand. `upsert`, `remove` and
 //! `set_halts` return the agents whose answer may have changed, so that only those are woken. `permit` answers for one agent.
 
+mod index;
+mod labels;
+
+pub use labels::Labels;
+
 use crate::api::agent::AgentStatus;
 use crate::api::condition::reason;
 use crate::api::names::{AgentName, Uid};
 use crate::api::validate::ValidAgent;
 use crate::plan::status::{Ending, ending};
+use index::{ByName, ByTarget, ByTask, Index};
 use k8s_openapi::jiff::Timestamp;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Caps of one installation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +53,7 @@ pub struct Member {
     /// Name.
     pub name: String,
     /// Labels, for halts.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Older ones win.
     pub created_at: Timestamp,
     /// 1 to 10.
@@ -81,7 +88,7 @@ impl Member {
             uid: agent.uid.clone(),
             namespace: agent.namespace.to_string(),
             name: agent.name.to_string(),
-            labels,
+            labels: labels.into(),
             created_at: agent.created_at,
             priority: agent.priority,
             suspend: agent.suspend,
@@ -172,16 +179,17 @@ pub enum Permit {
 }
 
 type ClaimOf = (bool, Timestamp, Uid);
-type Claims = BTreeSet<ClaimOf>;
 
 /// The fleet as the records show it.
 #[derive(Debug, Clone)]
 pub struct Fleet {
     limits: FleetLimits,
-    members: BTreeMap<Uid, Member>,
-    names: BTreeMap<(String, String), Uid>,
-    tasks: BTreeMap<(String, String), Claims>,
-    targets: BTreeMap<(String, String), Claims>,
+    /// Each with the version of its record: a version that says nothing new changes no index.
+    members: BTreeMap<Uid, (Arc<Member>, u64)>,
+    names: Index<ByName>,
+    tasks: Index<ByTask>,
+    /// Of those that live.
+    targets: Index<ByTarget>,
     dependents: BTreeMap<(String, String), BTreeSet<Uid>>,
     ready: BTreeSet<(Reverse<u8>, Timestamp, Uid)>,
     halts: Option<Vec<HaltInForce>>,
@@ -222,9 +230,9 @@ impl Fleet {
         Self {
             limits,
             members: BTreeMap::new(),
-            names: BTreeMap::new(),
-            tasks: BTreeMap::new(),
-            targets: BTreeMap::new(),
+            names: Index::new(),
+            tasks: Index::new(),
+            targets: Index::new(),
             dependents: BTreeMap::new(),
             ready: BTreeSet::new(),
             halts: None,
@@ -240,7 +248,7 @@ impl Fleet {
 
     /// The queue, most urgent first, at most `limit`.
     pub fn queue(&self, limit: usize) -> impl Iterator<Item = &Member> {
-        self.ready.iter().take(limit).filter_map(|(_, _, uid)| self.members.get(uid))
+        self.ready.iter().take(limit).filter_map(|(_, _, uid)| self.member(uid))
     }
 
     /// The halts in force; `None`: they cannot be read, which counts as halted. Returns every agent that this may stop.
@@ -249,7 +257,7 @@ impl Fleet {
             return Vec::new();
         }
         self.halts = halts;
-        let live: Vec<Uid> = self.members.values().filter(|m| m.is_live()).map(|m| m.uid.clone()).collect();
+        let live: Vec<Uid> = self.members.values().filter(|(m, _)| m.is_live()).map(|(m, _)| m.uid.clone()).collect();
         for uid in &live {
             self.place_in_queue(uid);
         }
@@ -258,18 +266,19 @@ impl Fleet {
 
     /// Takes in a new or changed agent. Returns others whose answer may have changed.
     pub fn upsert(&mut self, member: Member) -> BTreeSet<Uid> {
-        if let Some(known) = self.members.get_mut(&member.uid) {
+        let (uid, version) = (member.uid.clone(), member.version);
+        let member = Member { version: 0, ..member };
+        if let Some((known, seen)) = self.members.get_mut(&uid) {
             // Another version that says nothing new changes nobody's answer.
-            known.version = member.version;
-            if *known == member {
+            *seen = version;
+            if **known == member {
                 return BTreeSet::new();
             }
         }
-        let uid = member.uid.clone();
         let front_before = self.front();
-        let rewired = self.members.get(&uid).is_none_or(|known| known.depends_on != member.depends_on);
+        let rewired = self.member(&uid).is_none_or(|known| known.depends_on != member.depends_on);
         let mut affected = self.take_out(&uid);
-        affected.extend(self.put_in(member));
+        affected.extend(self.put_in(member, version));
         if rewired {
             affected.extend(self.downstream(&uid));
         }
@@ -284,23 +293,23 @@ impl Fleet {
         self.settle(uid, affected, &front_before)
     }
 
-    /// What the fleet knows of an agent.
+    /// What the fleet knows of an agent; without its version (`is_news` knows it).
     #[must_use]
     pub fn member(&self, uid: &Uid) -> Option<&Member> {
-        self.members.get(uid)
+        self.members.get(uid).map(|(member, _)| &**member)
     }
 
     /// The agent of that name.
     #[must_use]
     pub fn uid_named(&self, namespace: &str, name: &str) -> Option<&Uid> {
-        self.names.get(&(namespace.to_owned(), name.to_owned()))
+        self.named(namespace, name).map(|member| &member.uid)
     }
 
     /// Whether a watched version of a record says more than what a pass has read or written since. Watches lag: an older version would
     /// give a place away that is taken.
     #[must_use]
     pub fn is_news(&self, uid: &Uid, version: u64) -> bool {
-        version == 0 || self.members.get(uid).is_none_or(|known| known.version < version)
+        version == 0 || self.members.get(uid).is_none_or(|(_, known)| *known < version)
     }
 
     /// Whether a halt stops this agent: the first rule of every plan, and checked again before every start.
@@ -313,13 +322,25 @@ impl Fleet {
         Some(Permit::Halted { by: Some(halt.name.clone()), message: format!("halted by {}: {}", halt.name, halt.reason) })
     }
 
+    fn halt_on_member(&self, member: &Member) -> Option<Permit> {
+        match &self.halts {
+            Some(none) if none.is_empty() => None,
+            Some(_) | None => self.halt_on(&member.namespace, &member.labels.unpack()),
+        }
+    }
+
+    /// The agent of that name; of two, while one takes the other's place, the later one.
+    fn named(&self, namespace: &str, name: &str) -> Option<&Member> {
+        self.names.all(namespace, name).max_by_key(|member| (member.created_at, &member.uid)).map(|member| &**member)
+    }
+
     /// Whether the agent may begin its next attempt now.
     #[must_use]
     pub fn permit(&self, uid: &Uid) -> Permit {
-        let Some(member) = self.members.get(uid) else {
+        let Some(member) = self.member(uid) else {
             return waiting(reason::PENDING, "the record has just appeared".to_owned());
         };
-        if let Some(halted) = self.halt_on(&member.namespace, &member.labels) {
+        if let Some(halted) = self.halt_on_member(member) {
             return halted;
         }
         if let Some(blocked) = self.blocker(member) {
@@ -365,9 +386,9 @@ impl Fleet {
     }
 
     fn place_in_queue(&mut self, uid: &Uid) {
-        let Some(member) = self.members.get(uid) else { return };
+        let Some(member) = self.member(uid) else { return };
         let entry = (Reverse(member.priority), member.created_at, uid.clone());
-        let halted = self.halt_on(&member.namespace, &member.labels).is_some();
+        let halted = self.halt_on_member(member).is_some();
         let waits = member.place == Place::Waiting && !member.suspend && !member.deleting && !member.refused;
         if waits && !halted && self.blocker(member).is_none() {
             self.ready.insert(entry);
@@ -387,11 +408,10 @@ impl Fleet {
     fn dependency_blocker(&self, member: &Member) -> Option<Permit> {
         // Whoever has begun had its dependencies; that one of them is deleted later takes nothing back.
         for name in member.depends_on.iter().filter(|_| !member.begun) {
-            let key = (member.namespace.clone(), name.to_string());
-            let Some(dependency) = self.names.get(&key).and_then(|uid| self.members.get(uid)) else {
+            let Some(dependency) = self.named(&member.namespace, name.as_str()) else {
                 return Some(refused(
                     reason::DEPENDENCY_MISSING,
-                    format!("dependsOn names {name}, and there is no such agent in namespace {}", key.0),
+                    format!("dependsOn names {name}, and there is no such agent in namespace {}", member.namespace),
                 ));
             };
             match dependency.place {
@@ -421,8 +441,7 @@ impl Fleet {
         let mut seen = BTreeSet::new();
         let mut path = vec![(member.name.clone(), 0_usize)];
         while let Some((name, next)) = path.last_mut() {
-            let key = (member.namespace.clone(), name.clone());
-            let current = self.names.get(&key).and_then(|uid| self.members.get(uid));
+            let current = self.named(&member.namespace, name);
             let Some(dependency) = current.and_then(|m| m.depends_on.get(*next)) else {
                 path.pop();
                 continue;
@@ -441,10 +460,7 @@ impl Fleet {
 
     fn claim_blocker(&self, member: &Member) -> Option<Permit> {
         let own = member.claim();
-        let older = |claims: Option<&Claims>| claims.and_then(|all| all.first().cloned()).filter(|first| *first < own);
-        let holder = |uid: &Uid| self.members.get(uid);
-        if let Some(other) = older(self.tasks.get(&(member.namespace.clone(), member.task_id.clone()))).and_then(|(_, _, uid)| holder(&uid))
-        {
+        if let Some(other) = self.tasks.all(&member.namespace, &member.task_id).next().filter(|first| first.claim() < own) {
             let rerun = member.rerun_of.is_some() && !self.other_live_with_task(member);
             if !rerun {
                 return Some(refused(
@@ -456,7 +472,7 @@ impl Fleet {
                 ));
             }
         }
-        let other = older(self.targets.get(&member.target)).and_then(|(_, _, uid)| holder(&uid))?;
+        let other = self.targets.all(&member.target.0, &member.target.1).next().filter(|first| first.claim() < own)?;
         Some(refused(
             reason::BRANCH_TAKEN,
             format!("{} writes to {} of the same repository; choose another targetBranch", other.name, member.target.1),
@@ -464,23 +480,18 @@ impl Fleet {
     }
 
     fn other_live_with_task(&self, member: &Member) -> bool {
-        let claims = self.tasks.get(&(member.namespace.clone(), member.task_id.clone()));
         let own = member.claim();
-        claims.into_iter().flatten().filter(|claim| **claim < own).any(|(_, _, uid)| self.members.get(uid).is_some_and(Member::is_live))
+        self.tasks.all(&member.namespace, &member.task_id).take_while(|other| other.claim() < own).any(|other| other.is_live())
     }
 
     /// Removes an agent from every index; returns those whose answer may depend on it.
     fn take_out(&mut self, uid: &Uid) -> BTreeSet<Uid> {
-        let Some(member) = self.members.remove(uid) else { return BTreeSet::new() };
+        let Some((member, _)) = self.members.remove(uid) else { return BTreeSet::new() };
         *self.counts.slot(member.place) -= 1;
         self.ready.remove(&(Reverse(member.priority), member.created_at, uid.clone()));
-        let key = (member.namespace.clone(), member.name.clone());
-        if self.names.get(&key) == Some(uid) {
-            self.names.remove(&key);
-        }
-        let own = member.claim();
-        drop_claim(&mut self.tasks, (member.namespace.clone(), member.task_id.clone()), &own);
-        drop_claim(&mut self.targets, member.target.clone(), &own);
+        self.names.remove(&member);
+        self.tasks.remove(&member);
+        self.targets.remove(&member);
         for name in &member.depends_on {
             let key = (member.namespace.clone(), name.to_string());
             if let Some(set) = self.dependents.get_mut(&key) {
@@ -493,18 +504,19 @@ impl Fleet {
         self.touched_by(&member)
     }
 
-    fn put_in(&mut self, member: Member) -> BTreeSet<Uid> {
+    fn put_in(&mut self, member: Member, version: u64) -> BTreeSet<Uid> {
+        let member = Arc::new(member);
         *self.counts.slot(member.place) += 1;
-        self.names.insert((member.namespace.clone(), member.name.clone()), member.uid.clone());
-        self.tasks.entry((member.namespace.clone(), member.task_id.clone())).or_default().insert(member.claim());
+        self.names.insert(&member);
+        self.tasks.insert(&member);
         if member.is_live() {
-            self.targets.entry(member.target.clone()).or_default().insert(member.claim());
+            self.targets.insert(&member);
         }
         for name in &member.depends_on {
             self.dependents.entry((member.namespace.clone(), name.to_string())).or_default().insert(member.uid.clone());
         }
         let touched = self.touched_by(&member);
-        self.members.insert(member.uid.clone(), member);
+        self.members.insert(member.uid.clone(), (member, version));
         touched
     }
 
@@ -512,7 +524,7 @@ impl Fleet {
     fn downstream(&self, uid: &Uid) -> BTreeSet<Uid> {
         let mut found = BTreeSet::new();
         let mut open = vec![uid.clone()];
-        while let Some(member) = open.pop().and_then(|uid| self.members.get(&uid)) {
+        while let Some(member) = open.pop().and_then(|uid| self.member(&uid)) {
             let dependents = self.dependents.get(&(member.namespace.clone(), member.name.clone()));
             open.extend(dependents.into_iter().flatten().filter(|uid| found.insert((*uid).clone())).cloned());
         }
@@ -522,18 +534,9 @@ impl Fleet {
     /// Agents that depend on this one or compete with it for a task id or a branch.
     fn touched_by(&self, member: &Member) -> BTreeSet<Uid> {
         let dependents = self.dependents.get(&(member.namespace.clone(), member.name.clone())).into_iter().flatten().cloned();
-        let tasks = self.tasks.get(&(member.namespace.clone(), member.task_id.clone())).into_iter().flatten();
-        let targets = self.targets.get(&member.target).into_iter().flatten();
-        dependents.chain(tasks.chain(targets).map(|(_, _, uid)| uid.clone())).collect()
-    }
-}
-
-fn drop_claim(claims: &mut BTreeMap<(String, String), Claims>, key: (String, String), own: &ClaimOf) {
-    if let Some(set) = claims.get_mut(&key) {
-        set.remove(own);
-        if set.is_empty() {
-            claims.remove(&key);
-        }
+        let tasks = self.tasks.all(&member.namespace, &member.task_id);
+        let targets = self.targets.all(&member.target.0, &member.target.1);
+        dependents.chain(tasks.chain(targets).map(|other| other.uid.clone())).collect()
     }
 }
 

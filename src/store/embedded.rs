@@ -7,11 +7,12 @@
 //! After an I/O error the file is opened again before the next call (`embedded/file.rs`). A file that cannot be used is never written.
 
 mod file;
+mod listing;
 mod tables;
 mod watcher;
 mod writer;
 
-use super::{Key, Kind, Record, Store, StoreError, StoreResult, Watch, admission};
+use super::{Key, Kind, Listing, Record, Store, StoreError, StoreResult, Watch, admission};
 use crate::api::names::{Epoch, Uid};
 use file::{Failure, File};
 use futures::future::BoxFuture;
@@ -37,13 +38,14 @@ pub struct EmbeddedOptions {
     pub history_max: u64,
     /// How often a watch without news is told how far it is.
     pub bookmark_interval: Duration,
-    /// Memory for pages of the file, in bytes.
+    /// Memory for pages of the file, in bytes. The kernel caches the file as well, so that a page that is not here costs a read of some
+    /// microseconds: this holds the upper pages of the trees and what is worked on, not the records of idle agents.
     pub cache_bytes: usize,
 }
 
 impl Default for EmbeddedOptions {
     fn default() -> Self {
-        Self { changes_max: 4096, history_max: 1000, bookmark_interval: Duration::from_secs(10), cache_bytes: 32 << 20 }
+        Self { changes_max: 4096, history_max: 1000, bookmark_interval: Duration::from_secs(10), cache_bytes: 4 << 20 }
     }
 }
 
@@ -170,6 +172,10 @@ impl Store for EmbeddedStore {
 
     fn list(&self, kind: Kind) -> BoxFuture<'_, StoreResult<(Vec<Record>, u64)>> {
         Box::pin(self.read("list records", move |snapshot| Ok((snapshot.list(kind)?, snapshot.last_version()?))))
+    }
+
+    fn list_stream(&self, kind: Kind) -> BoxFuture<'_, StoreResult<(Listing, u64)>> {
+        Box::pin(listing::stream(Arc::clone(&self.shared), kind))
     }
 
     fn watch(&self, kind: Kind, from: u64) -> BoxFuture<'_, StoreResult<Watch>> {

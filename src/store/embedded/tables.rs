@@ -119,9 +119,24 @@ impl Snapshot {
     }
 
     pub(super) fn list(&self, kind: Kind) -> Result<Vec<Record>, Failure> {
+        let mut records = Vec::new();
+        self.each(kind, |record| {
+            records.push(record);
+            true
+        })?;
+        Ok(records)
+    }
+
+    /// Tells the records of a kind in the order of their addresses, as long as `wants_more`.
+    pub(super) fn each(&self, kind: Kind, mut wants_more: impl FnMut(Record) -> bool) -> Result<(), Failure> {
         let objects = self.0.open_table(OBJECTS)?;
         let kind = kind_number(kind);
-        objects.range((kind, "", "")..(kind + 1, "", ""))?.map(|entry| decode("a record", entry?.1.value())).collect()
+        for entry in objects.range((kind, "", "")..(kind + 1, "", ""))? {
+            if !wants_more(decode("a record", entry?.1.value())?) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Changes of a kind after `from`; looks at no more than `count` changes of any kind.

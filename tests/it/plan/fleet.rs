@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 use mosaic::api::condition::reason;
 use mosaic::api::names::{AgentName, Uid};
-use mosaic::plan::fleet::{Fleet, FleetLimits, HaltInForce, Member, Permit, Place};
+use mosaic::plan::fleet::{Fleet, FleetLimits, HaltInForce, Labels, Member, Permit, Place};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ fn member(number: u32) -> Member {
         uid: uid(number),
         namespace: "default".into(),
         name: format!("agent-{number}"),
-        labels: BTreeMap::new(),
+        labels: Labels::default(),
         created_at: Timestamp::from_second(1000 + i64::from(number)).unwrap(),
         priority: 5,
         suspend: false,
@@ -150,7 +150,7 @@ fn suspended_refused_and_deleted_agents_hold_no_place_in_the_queue() {
 
 #[test]
 fn a_halt_stops_what_it_matches_and_unreadable_halts_stop_all() {
-    let team = |number: u32, team: &str| Member { labels: BTreeMap::from([("team".to_owned(), team.to_owned())]), ..member(number) };
+    let team = |number: u32, team: &str| Member { labels: BTreeMap::from([("team".to_owned(), team.to_owned())]).into(), ..member(number) };
     let mut fleet = fleet_with(9, 9, [team(1, "red"), team(2, "blue"), at(3, Place::Completed)]);
     let halt = |namespace: Option<&str>, labels: &[(&str, &str)]| HaltInForce {
         name: "stop".into(),
@@ -211,7 +211,7 @@ fn any_member() -> impl Strategy<Value = Member> {
                 target: ("file:///one".into(), format!("branch-{branch}")),
                 depends_on: others.map(|other| AgentName::new(format!("agent-{other}")).unwrap()).collect(),
                 rerun_of: rerun.then(|| "somebody".to_owned()),
-                labels: BTreeMap::from([("team".to_owned(), (number % 2).to_string())]),
+                labels: BTreeMap::from([("team".to_owned(), (number % 2).to_string())]).into(),
                 // Several of the same age: the uid decides.
                 created_at: Timestamp::from_second(1000 + i64::from(number / 2)).unwrap(),
                 ..member(number)
