@@ -17,7 +17,7 @@ run: build ## Show the whole way once: a sample repository, an agent, gates, a v
 	target/debug/mosaic demo
 
 test: build ## Run all tests; the last line counts them
-	@.ci/need git python3
+	@.ci/need git python3 openssl
 	@# The test build puts a dynamic mosaic-init beside mosaic; the static one goes back, however the tests end.
 	@MOSAIC_INIT="$(CURDIR)/$(INIT)" tests/run.sh; status=$$?; install -m 0755 $(INIT) target/debug/mosaic-init; exit $$status
 

@@ -2,11 +2,18 @@
 //!
 //! Flow: clap fills `Settings` from flags and environment, `Settings::or` adds what the file says, `Config::from_settings` checks
 //! everything at once. Values stay text until that check, so that one start names every bad value and not only the first one.
-//! Every limit has a unit, a default and a reason in its help text. No credential is ever a setting.
+//! Every limit has a unit, a default and a reason in its help text. No credential is ever a setting; how remotes are reached (`remotes`)
+//! names the files that hold some.
+
+mod remotes;
+
+pub use remotes::RemoteSettings;
 
 use crate::api::agent::Driver;
 use crate::api::names::Namespace;
 use crate::api::validate::parse_duration;
+use crate::inside::confine::{Need, PRIMITIVES};
+use crate::workspace::{RemoteAccess, check_private};
 use serde::{Deserialize, Deserializer};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -42,6 +49,11 @@ pub struct Settings {
     #[serde(deserialize_with = "list")]
     pub tool_root: Vec<String>,
 
+    /// Primitive of isolation, or limit (memory, pids), without which sandboxes start all the same where this machine lacks it; repeatable. SECURITY.md has the table
+    #[arg(long, env = "MOSAIC_ALLOW_MISSING", value_name = "NAME", value_delimiter = ',')]
+    #[serde(deserialize_with = "list")]
+    pub allow_missing: Vec<String>,
+
     /// Most agents that run at once, 1 to 1000; each may use a core and its memory limit [default: 10]
     #[arg(long, env = "MOSAIC_RUNNING_MAX", value_name = "NUMBER")]
     #[serde(deserialize_with = "scalar")]
@@ -76,6 +88,20 @@ pub struct Settings {
     #[arg(long, env = "MOSAIC_REMOTE_TIMEOUT", value_name = "DURATION")]
     #[serde(deserialize_with = "scalar")]
     pub remote_timeout: Option<String>,
+
+    /// A remote over the network that is silent for so long is given up, 1s to 10m [default: 30s]
+    #[arg(long, env = "MOSAIC_REMOTE_SILENCE", value_name = "DURATION")]
+    #[serde(deserialize_with = "scalar")]
+    pub remote_silence: Option<String>,
+
+    /// TOML file of `[[remote]]` tables that say how https and ssh remotes are reached; only you may read it (mode 0600)
+    #[arg(long, env = "MOSAIC_REMOTES", value_name = "FILE")]
+    #[serde(deserialize_with = "scalar")]
+    pub remotes: Option<String>,
+
+    /// The same tables in the configuration file itself.
+    #[arg(skip)]
+    pub remote: Vec<RemoteSettings>,
 
     /// Every agent is looked at again after so long even if nothing happened, 10s to 1h; a missed event costs no more than this [default: 5m]
     #[arg(long, env = "MOSAIC_RESYNC", value_name = "DURATION")]
@@ -145,7 +171,11 @@ impl Settings {
             return Err(refuse(format!("it has {size} bytes; at most {FILE_BYTES_MAX} are read")));
         }
         let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
-        toml::from_str(&text).map_err(|e| refuse(e.to_string()))
+        let settings: Self = toml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
+        if !settings.remote.is_empty() {
+            check_private(path).map_err(|why| refuse(format!("it has [[remote]] tables: {why}")))?;
+        }
+        Ok(settings)
     }
 
     /// These settings, and `other` where these say nothing.
@@ -157,6 +187,7 @@ impl Settings {
             driver: self.driver.or(other.driver),
             local_repos: lists(self.local_repos, other.local_repos),
             tool_root: lists(self.tool_root, other.tool_root),
+            allow_missing: lists(self.allow_missing, other.allow_missing),
             running_max: self.running_max.or(other.running_max),
             starting_max: self.starting_max.or(other.starting_max),
             sandbox_uid: self.sandbox_uid.or(other.sandbox_uid),
@@ -164,6 +195,9 @@ impl Settings {
             author_name: self.author_name.or(other.author_name),
             author_email: self.author_email.or(other.author_email),
             remote_timeout: self.remote_timeout.or(other.remote_timeout),
+            remote_silence: self.remote_silence.or(other.remote_silence),
+            remotes: self.remotes.or(other.remotes),
+            remote: if self.remote.is_empty() { other.remote } else { self.remote },
             resync: self.resync.or(other.resync),
             default_namespace: self.default_namespace.or(other.default_namespace),
             init: self.init.or(other.init),
@@ -184,6 +218,8 @@ pub struct Config {
     pub local_repos: Vec<PathBuf>,
     /// Folders that sandboxes see read-only; absolute.
     pub tool_roots: Vec<PathBuf>,
+    /// Primitives of isolation without which sandboxes start all the same.
+    pub allow_missing: Vec<String>,
     /// Most agents that run at once.
     pub running_max: usize,
     /// Most agents that are being started at once.
@@ -198,6 +234,10 @@ pub struct Config {
     pub author_email: String,
     /// Longest time of one fetch or push.
     pub remote_timeout: Duration,
+    /// A remote over the network that is silent for so long is given up.
+    pub remote_silence: Duration,
+    /// How remotes over the network are reached.
+    pub remotes: Vec<RemoteAccess>,
     /// Every agent is looked at again after so long.
     pub resync: Duration,
     /// Namespace of requests that name none.
@@ -221,6 +261,7 @@ impl Config {
             driver: check.driver(settings.driver.as_deref()),
             local_repos,
             tool_roots: check.folders("tool-root", settings.tool_root),
+            allow_missing: check.primitives(settings.allow_missing),
             running_max: check.number("running-max", settings.running_max, 10, 1, 1000),
             starting_max: check.number("starting-max", settings.starting_max, starting_default, 1, 1000),
             sandbox_uid: check.number("sandbox-uid", settings.sandbox_uid, 61_357, 1000, 2_000_000_000),
@@ -228,6 +269,8 @@ impl Config {
             author_name: check.line("author-name", settings.author_name, "Mosaic"),
             author_email: check.line("author-email", settings.author_email, "mosaic@localhost"),
             remote_timeout: check.duration("remote-timeout", settings.remote_timeout, 300, 1, 3600),
+            remote_silence: check.duration("remote-silence", settings.remote_silence, 30, 1, 600),
+            remotes: remotes::check(&mut check.0, settings.remotes.as_deref(), settings.remote),
             resync: check.duration("resync", settings.resync, 300, 10, 3600),
             default_namespace: check.namespace(settings.default_namespace.as_deref().unwrap_or("default")),
             init: settings.init.map(PathBuf::from),
@@ -293,6 +336,21 @@ impl Check {
         }
     }
 
+    fn primitives(&mut self, names: Vec<String>) -> Vec<String> {
+        let primitives = PRIMITIVES.iter().filter(|p| p.need == Need::UnlessAllowed).map(|p| p.name);
+        let limits = crate::sandbox::limits::LIMITS.iter().filter(|limit| limit.required).map(|limit| limit.name);
+        let optional: Vec<&str> = primitives.chain(limits).collect();
+        for name in names.iter().filter(|name| !optional.contains(&name.as_str())) {
+            let why = if PRIMITIVES.iter().any(|p| p.name == name) {
+                "nothing can start without it"
+            } else {
+                "there is no such primitive or limit"
+            };
+            self.0.push(format!("allow-missing: {name:?}: {why}; one of {} can be named", optional.join(", ")));
+        }
+        names
+    }
+
     fn line(&mut self, name: &str, text: Option<String>, default: &str) -> String {
         let Some(text) = text else { return default.to_owned() };
         let text = text.trim().to_owned();
@@ -356,10 +414,12 @@ mod tests {
             lease: Some("soon".into()),
             driver: Some("docker".into()),
             tool_root: vec!["/no/such/folder".into()],
+            allow_missing: vec!["seccomp".into(), "user-namespace".into(), "bravery".into()],
             ..Settings::default()
         };
         let error = Config::from_settings(settings, "/tmp/state".into(), None).unwrap_err().to_string();
-        for name in ["listen:", "running-max:", "lease:", "driver:", "tool-root:", "5 setting(s)"] {
+        let missing = ["\"user-namespace\": nothing can start", "\"bravery\": there is no such"];
+        for name in ["listen:", "running-max:", "lease:", "driver:", "tool-root:", "7 setting(s)", missing[0], missing[1]] {
             assert!(error.contains(name), "{name} is missing in: {error}");
         }
     }
@@ -378,6 +438,61 @@ mod tests {
     fn unknown_names_in_the_file_are_refused() {
         let error = toml::from_str::<Settings>("runing-max = 3").unwrap_err().to_string();
         assert!(error.contains("runing-max"), "{error}");
+    }
+
+    #[test]
+    fn every_mistake_in_the_remotes_is_named_at_once() {
+        let table: Settings = toml::from_str(
+            r#"
+            [[remote]]
+            prefix = "https://git.example.org/team"
+            [[remote]]
+            prefix = "http://git.example.org/"
+            namespaces = ["*"]
+            [[remote]]
+            prefix = "https://me:secret@git.example.org/"
+            namespaces = ["Not A Name"]
+            [[remote]]
+            prefix = "ssh://git@example.org/"
+            namespaces = ["*"]
+            token_file = "/no/such/token"
+            [[remote]]
+            prefix = "https://git.example.org/a/"
+            namespaces = ["a"]
+            ssh-key = "/x"
+            ca = "relative/path"
+            proxy = "http://me:secret@proxy:3128"
+            username = "no-token"
+            [[remote]]
+            prefix = "https://GIT.example.org:443/a/"
+            namespaces = ["a", "b"]
+            token-file = "/etc/passwd"
+            credential-helper = "/x;y"
+            "#,
+        )
+        .unwrap();
+        let settings = Settings { remotes: Some("/no/such/file".into()), ..table };
+        let error = Config::from_settings(settings, "/tmp/state".into(), None).unwrap_err().to_string();
+        for words in [
+            "remotes: /no/such/file",
+            "must end with a slash",
+            "`namespaces` is missing",
+            "write https://host/path",
+            "credentials do not belong",
+            "`namespaces`: ",
+            "ssh:// needs `known-hosts`",
+            "`token-file` means nothing for ssh://",
+            "`ssh-key` means nothing for https://",
+            "`ca`: \"relative/path\" must be an absolute path",
+            "`proxy` must be",
+            "`username` needs `token-file`",
+            "more than one credential",
+            "chmod 600 /etc/passwd",
+            "an earlier table has the same prefix",
+        ] {
+            assert!(error.contains(words), "{words:?} is missing in: {error}");
+        }
+        assert!(!error.contains("no-token"), "a value is never repeated: {error}");
     }
 
     #[test]

@@ -5,13 +5,14 @@
 //! An agent never writes the trusted branch, so it cannot choose its own judges.
 //!
 //! Pure: the trusted tree is read through a function that the caller gives; nothing here touches a disk, a clock or a process. It does
-//! not run gates (the plan does, each in a sandbox of its own), and it does not compare an agent's change with what its gates call.
-//! What is not built yet (coverage, review, the 50 % rule, `protect`, `[prepare]`) is refused with a text, never passed over.
+//! not run gates (the plan does, each in a sandbox of its own). What an agent's change does to the judges themselves is `tamper`'s.
+//! What is not built yet (coverage, review, the 50 % rule, `[prepare]`) is refused with a text, never passed over.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod detect;
 mod file;
 mod select;
+pub mod tamper;
 
 use crate::api::agent::{GateDefinition, GateProfile};
 use crate::api::condition::reason;
@@ -114,10 +115,17 @@ impl Gate {
 pub fn gate_set(tree: &TrustedTree<'_>, profile: GateProfile, required: &[GateName]) -> Result<GateSet, GatesError> {
     let wanted = wanted_names(profile, required)?;
     let (source, gates) = match read_capped(tree, GATES_FILE, GATES_FILE_BYTES_MAX)? {
-        Some(bytes) => (GATES_FILE.to_owned(), file::parse(&bytes)?),
+        Some(bytes) => (GATES_FILE.to_owned(), file::parse(&bytes)?.gates),
         None => detect::detect(tree)?,
     };
     Ok(GateSet { gates: select::select(&source, &gates, &wanted)?, source })
+}
+
+/// The globs that a gates file protects; none without a file.
+/// # Errors
+/// The file is wrong.
+pub fn protected(content: Option<&[u8]>) -> Result<Vec<String>, GatesError> {
+    Ok(content.map(file::parse).transpose()?.map(|file| file.protect).unwrap_or_default())
 }
 
 /// Names that must be provided, without doubles: those of the profile first.

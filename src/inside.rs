@@ -1,19 +1,23 @@
 //! What runs inside a sandbox and the launcher that makes it: the program `mosaic-init`.
 //!
 //! `launch` (host side, root) clones a process into new namespaces, which lays out its mounts (`mounts`), gives up every privilege
-//! (`confine`) and becomes PID 1 (`init`): it asks the controller over the `link` whether it may start, executes the command, writes its
-//! `output` into a capped log, keeps the lease and reports the end. `wire` has what both sides of the link share.
+//! (`confine`) and becomes PID 1 (`init`): it tries what is forbidden (`selftest`, with `seccomp` and `landlock`), asks the controller over
+//! the `link` whether it may start, executes the command behind the same, writes its `output` into a capped log, keeps the lease and reports the end. `wire` has what both sides of the link share.
 //!
 //! It is built alone, static and without the controller's dependencies, and never reads configuration: everything comes in the launch
 //! spec. It makes no decision about agents; it only refuses to start or to go on.
 
 pub mod confine;
 pub mod init;
+pub mod landlock;
 pub mod launch;
 pub mod lease;
+pub mod limits;
 pub mod link;
 pub mod mounts;
 pub mod output;
+pub mod seccomp;
+pub mod selftest;
 pub mod system;
 pub mod wire;
 

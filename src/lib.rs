@@ -59,6 +59,8 @@ pub mod store;
 pub mod plan;
 
 #[cfg(feature = "controller")]
+pub mod askpass;
+#[cfg(feature = "controller")]
 pub mod durable;
 #[cfg(feature = "controller")]
 pub mod effect;

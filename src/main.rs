@@ -5,6 +5,9 @@ use mosaic::cli::{self, Cli};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(code) = mosaic::askpass::answer_git() {
+        return code;
+    }
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -216,6 +216,7 @@ async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpEr
         let mut notes = tools::report(&roots);
         let process = ProcessConfig {
             sandbox_uid: config.sandbox_uid,
+            allow_missing: config.allow_missing.clone(),
             tool_roots: roots,
             lease: config.lease,
             ..ProcessConfig::new(&config.state, installation, init)
@@ -239,6 +240,9 @@ fn workspace_config(config: &Config) -> WorkspaceConfig {
         trusted_branches: Vec::new(),
         tree_mode: TreeModeWish::Auto,
         remote_timeout: config.remote_timeout,
+        remote_silence: config.remote_silence,
+        remotes: config.remotes.clone(),
+        askpass: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
         limits: SnapshotLimits::default(),
     }
 }

@@ -16,7 +16,9 @@
 //! What this module deliberately does not do: it decides nothing, it knows no record, it never reads the agent's `.git`, and it never
 //! lets anything in a tree or a repository choose what runs, which path is written or where something is sent.
 
+mod access;
 mod address;
+mod candidate;
 mod checkout;
 mod conflict;
 mod diff;
@@ -42,7 +44,10 @@ mod snapshot;
 mod tree;
 mod types;
 
-pub use error::WorkspaceError;
+pub use access::{RemoteAccess, RemoteCredential};
+pub(crate) use access::{check_private, is_plain_path, read_token};
+pub(crate) use address::canonical;
+pub use error::{RemoteCause, WorkspaceError};
 pub use process::stoppable;
 pub use remote::report;
 pub use types::{
@@ -105,7 +110,7 @@ impl Workspaces {
         for path in &config.local_repos {
             allowed.folders.push(path.canonicalize().map_err(io("find the folder of local repositories", path))?);
         }
-        let git = remote::Git::find(&folders.repositories, config.remote_timeout)?;
+        let git = remote::Git::find(&folders.repositories, config.remote_timeout)?.with_network(&config.askpass, config.remote_silence);
         let mode = tree_mode(&state, config.tree_mode)?;
         let umask = umask().map_err(io("read the umask from", "/proc/self/status"))?;
         let boot_id = "/proc/sys/kernel/random/boot_id";
@@ -116,6 +121,16 @@ impl Workspaces {
         tree::sweep(&workspaces)?;
         checkout::sweep(&workspaces)?;
         Ok(workspaces)
+    }
+
+    /// Reads and judges an address, and finds how this namespace may reach it.
+    fn remote(&self, namespace: &Namespace, repository: &str) -> Result<address::Remote, WorkspaceError> {
+        let remote = address::parse(&self.allowed, repository)?;
+        if remote.protocol == "file" {
+            return Ok(remote);
+        }
+        let access = access::choose(&self.config.remotes, namespace, &remote.url);
+        Ok(address::Remote { access, ..remote })
     }
 
     /// How trees are made here.
@@ -250,6 +265,26 @@ impl Workspaces {
         bytes_max: usize,
     ) -> Result<String, WorkspaceError> {
         diff::diff(self, namespace, repository, from, to, bytes_max)
+    }
+
+    /// Every path that differs between two commits.
+    /// # Errors
+    /// A commit is not here.
+    pub fn changes(
+        &self,
+        namespace: &Namespace,
+        repository: &str,
+        from: &CommitId,
+        to: &CommitId,
+    ) -> Result<Vec<crate::gates::tamper::Change>, WorkspaceError> {
+        diff::changes(self, namespace, repository, from, to)
+    }
+
+    /// The content of a file by the id that `changes` gave.
+    /// # Errors
+    /// It is no file, or not here.
+    pub fn read_object(&self, namespace: &Namespace, repository: &str, id: &str) -> Result<Vec<u8>, WorkspaceError> {
+        diff::read_object(self, namespace, repository, id)
     }
 
     /// Every tree of this state folder, with or without a record.

@@ -200,6 +200,9 @@ fn config(state: &Path, repositories: &Path, mode: TreeModeWish) -> WorkspaceCon
         trusted_branches: Vec::new(),
         tree_mode: mode,
         remote_timeout: Duration::from_secs(300),
+        remote_silence: Duration::from_secs(30),
+        remotes: Vec::new(),
+        askpass: PathBuf::from(env!("CARGO_BIN_EXE_mosaic")),
         limits: SnapshotLimits::default(),
     }
 }

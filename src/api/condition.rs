@@ -93,6 +93,8 @@ pub mod reason {
     pub const NO_CHANGES: &str = "NoChanges";
     /// The agent's command ended with another code than 0, or by a signal.
     pub const AGENT_FAILED: &str = "AgentFailed";
+    /// The agent exceeded a limit of its sandbox.
+    pub const LIMIT_EXCEEDED: &str = "LimitExceeded";
     /// The agent changed nothing and gave no reason.
     pub const NOTHING_CHANGED: &str = "NothingChanged";
     /// The tree cannot become a commit.
@@ -109,6 +111,14 @@ pub mod reason {
     pub const PUSH_REJECTED: &str = "PushRejected";
     /// The remote could not be reached.
     pub const REMOTE_UNAVAILABLE: &str = "RemoteUnavailable";
+    /// The remote was reached and then said nothing for too long.
+    pub const REMOTE_SILENT: &str = "RemoteSilent";
+    /// The remote sends us to another address, which is not followed.
+    pub const REMOTE_REDIRECTED: &str = "RemoteRedirected";
+    /// The remote did not accept the operator's credential, or there is none for it.
+    pub const CREDENTIAL_REFUSED: &str = "CredentialRefused";
+    /// The remote's certificate or host key is not one that is trusted.
+    pub const HOST_NOT_TRUSTED: &str = "HostNotTrusted";
     /// `spec.timeout` is over.
     pub const TIMEOUT: &str = "Timeout";
     /// `spec.idleTimeout` is over.

@@ -22,6 +22,8 @@ pub const ANNOTATION_ENDED_BY: &str = "mosaicstack.dev/ended-by";
 pub const ANNOTATION_REQUEST_HASH: &str = "mosaicstack.dev/request-hash";
 /// Annotation: an operator asked to drop unpushed work instead of keeping it under `refs/rescue`.
 pub const ANNOTATION_DISCARD: &str = "mosaicstack.dev/discard";
+/// A person's word that the refused commit of this id may change what decides its verdict; it holds for exactly those contents.
+pub const ANNOTATION_APPROVE_TAMPER: &str = "mosaicstack.dev/approve-tamper";
 /// Longest name of an agent, a namespace or a gate, in bytes.
 pub const NAME_BYTES_MAX: usize = 63;
 

@@ -97,8 +97,9 @@ fn parse(source: &str, text: &str) -> Result<Vec<(String, Value)>, Failure> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|e| Failure::usage(format!("{source}: {e}")))?;
     let mut objects = Vec::new();
     for mut document in documents.into_iter().filter(|d| !d.is_null()) {
-        match document["items"].take() {
-            Value::Array(items) if document["kind"] == "List" => objects.extend(items),
+        let is_list = document["kind"] == "List";
+        match document.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) if is_list => objects.extend(items),
             _ => objects.push(document),
         }
     }

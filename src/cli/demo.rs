@@ -131,10 +131,10 @@ impl Folders {
         forget_old(home);
         // Version 7 begins with the time: names sort by age.
         let own = home.join(format!("{FOLDER_PREFIX}{}", &uuid::Uuid::now_v7().simple().to_string()[..12]));
-        let work = own.join("work");
+        let work = own.join("sample");
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&work).map_err(fail)?;
         let own = std::fs::canonicalize(own).map_err(fail)?;
-        let work = own.join("work");
+        let work = own.join("sample");
         Ok(Self { state: own.join("state"), remote: work.join("roman.git"), project: work.join("roman"), work })
     }
 }

@@ -47,6 +47,8 @@ fn facts(agent: &AgentView, spec: &Value, status: &Value) -> String {
         (Some(name), None) => Some(format!("nothing yet (to {name})")),
         (None, _) => None,
     };
+    let isolation = status["sandbox"]["isolation"].as_array().filter(|names| !names.is_empty());
+    let isolation = isolation.map(|names| names.iter().map(cell).collect::<Vec<_>>().join(" "));
     let rows = [
         ("Name", Some(agent.name.clone())),
         ("Namespace", Some(agent.namespace.clone())),
@@ -68,6 +70,7 @@ fn facts(agent: &AgentView, spec: &Value, status: &Value) -> String {
         ("Worktree", status["workspace"]["worktree"].as_str().map(str::to_owned)),
         ("Base", status["workspace"]["baseSha"].as_str().map(str::to_owned)),
         ("Candidate", status["workspace"]["candidateSha"].as_str().map(str::to_owned)),
+        ("Isolation", isolation),
         ("Pushed", pushed),
         ("Rescue", status["workspace"]["rescueRef"].as_str().map(str::to_owned)),
     ];

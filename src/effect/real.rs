@@ -2,13 +2,14 @@
 
 use crate::api::agent::AgentStatus;
 use crate::api::condition::reason;
-use crate::api::names::{ANNOTATION_ENDED_BY, Branch, CommitId, Epoch, FINALIZER, Role, RunId, Uid};
+use crate::api::names::{ANNOTATION_APPROVE_TAMPER, ANNOTATION_ENDED_BY, Branch, CommitId, Epoch, FINALIZER, Role, RunId, Uid};
 use crate::api::validate::ValidAgent;
 use crate::effect::flight::{Ended, Flights};
 use crate::effect::{EffectError, Subject, World, task};
-use crate::gates::{TrustedTree, gate_set};
+use crate::gates::tamper::{Judges, evidence, tampering};
+use crate::gates::{GATES_FILE, GATES_FILE_BYTES_MAX, TrustedTree, gate_set, protected};
 use crate::plan::action::{Action, ActionId, Effect};
-use crate::plan::observed::{Failure, FailureClass, Inventory, Look, Observed, Outcome, Resolved};
+use crate::plan::observed::{Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved};
 use crate::plan::orphans::OrphanAction;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Store, StoreError};
@@ -177,7 +178,7 @@ impl Parts {
                 Role::Gate { .. } => self.ensure_gate(agent()?, run, epoch).await,
             },
             Action::TakeSnapshot { base, .. } => self.take_snapshot(agent()?, base).await,
-            Action::Integrate { candidate, .. } => self.integrate(agent()?, candidate).await,
+            Action::Integrate { candidate, .. } => self.integrate(agent()?, approved(&subject), candidate).await,
             Action::Push { head, base, expected_old, .. } => self.push(agent()?, head, base, expected_old).await,
             Action::AddFinalizer | Action::Archive | Action::RemoveFinalizer | Action::DeleteRecord => {
                 unreachable!("writes to the record are done within the pass")
@@ -251,7 +252,7 @@ impl Parts {
         snapshot.await.map(Outcome::Snapshot)
     }
 
-    async fn integrate(&self, agent: ValidAgent, candidate: CommitId) -> Ended {
+    async fn integrate(&self, agent: ValidAgent, approved: Option<CommitId>, candidate: CommitId) -> Ended {
         let base_branch = base_branch(&agent)?;
         let candidate_base = stored_commit(agent.status.workspace.as_ref().and_then(|w| w.base_sha.as_deref()))?;
         let spec = IntegrateSpec {
@@ -263,7 +264,11 @@ impl Parts {
             candidate_base,
             date: finished_at(&agent.status),
         };
-        self.blocking(move |w| w.integrate(&spec)).await.map(Outcome::Integrated)
+        let integrated = self.blocking_ended(move |w| {
+            let integrated = w.integrate(&spec).map_err(|error| workspace_failure(&error))?;
+            compared(w, &agent, approved.as_ref(), integrated)
+        });
+        integrated.await.map(Outcome::Integrated)
     }
 
     async fn push(&self, agent: ValidAgent, head: CommitId, base: CommitId, expected_old: Option<CommitId>) -> Ended {
@@ -344,6 +349,41 @@ pub fn resolve(workspaces: &Workspaces, agent: &ValidAgent) -> Result<Resolved, 
         trusted: found.trusted,
         gates: set.gates,
     })
+}
+
+/// Compares a head with its base in what decides verdicts. What a person approved in another commit is left out, if it is the same content.
+fn compared(
+    workspaces: &Workspaces,
+    agent: &ValidAgent,
+    approved: Option<&CommitId>,
+    integrated: Integrated,
+) -> Result<Integrated, Failure> {
+    let Integrated::Head { head, base } = integrated else { return Ok(integrated) };
+    let (namespace, repository) = (&agent.namespace, agent.repository.as_str());
+    let failed = |error: WorkspaceError| workspace_failure(&error);
+    let set = agent.status.gate_set.clone().unwrap_or_default();
+    let trusted = stored_commit(Some(&set.trusted_sha))?;
+    let file = workspaces.read_file(namespace, repository, &trusted, GATES_FILE, GATES_FILE_BYTES_MAX).map_err(failed)?;
+    let protect = protected(file.as_deref()).map_err(|error| infrastructure(error.reason, error.message))?;
+    let judges = Judges { gates: &set.gates, protect: &protect };
+    let changes = workspaces.changes(namespace, repository, &base, &head).map_err(failed)?;
+    let mut found = tampering(&judges, &changes, &|id| workspaces.read_object(namespace, repository, id)).map_err(failed)?;
+    if let Some(approved) = approved.filter(|_| !found.is_empty()) {
+        // A commit that is not here approves nothing.
+        let known = workspaces.changes(namespace, repository, &base, approved).unwrap_or_default();
+        found.retain(|(change, _)| !known.contains(change));
+    }
+    if found.is_empty() {
+        return Ok(Integrated::Head { head, base });
+    }
+    let evidence = evidence(&found, head.as_str());
+    Ok(Integrated::Tampered { head, base, definition: judges.digest(), evidence })
+}
+
+/// The commit whose tampering a person approved.
+fn approved(subject: &Subject) -> Option<CommitId> {
+    let annotations = subject.record.metadata.annotations.as_ref()?;
+    CommitId::new(annotations.get(ANNOTATION_APPROVE_TAMPER)?.clone()).ok()
 }
 
 fn tree_spec(

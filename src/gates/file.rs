@@ -9,8 +9,7 @@ use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 /// Keys of the file that are planned and not built, with what they would do.
-const KEYS_NOT_BUILT: [(&str, &str); 5] = [
-    ("protect", "refusing changes to named paths"),
+const KEYS_NOT_BUILT: [(&str, &str); 4] = [
     ("prepare", "fetching dependencies before the gates"),
     ("coverage", "the coverage gate"),
     ("review", "the AI review"),
@@ -18,6 +17,17 @@ const KEYS_NOT_BUILT: [(&str, &str); 5] = [
 ];
 /// Keys of one `[[gate]]`.
 const KEYS_OF_GATE: &str = "name, command, timeout, needs, provides";
+
+/// Most globs in `protect`, and the longest of them in bytes.
+const PROTECT_MAX: (usize, usize) = (64, 256);
+
+/// What a gates file says.
+pub(super) struct GatesFile {
+    /// All gates, in the order of the file.
+    pub(super) gates: Vec<Gate>,
+    /// Globs of paths that an agent may not change, as in `.gitignore`.
+    pub(super) protect: Vec<String>,
+}
 
 /// A part of the file that knows its line.
 #[derive(Clone, Copy)]
@@ -44,7 +54,7 @@ fn line_of(text: &str, offset: usize) -> usize {
 }
 
 /// Reads the whole file. Needs and cycles are checked over all gates, also those that nobody asks for: a wrong file is wrong as a whole.
-pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Gate>, GatesError> {
+pub(super) fn parse(bytes: &[u8]) -> Result<GatesFile, GatesError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = bytes.iter().take(error.valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
         GatesError::invalid(format!("{GATES_FILE} line {line}: is not UTF-8"))
@@ -55,15 +65,35 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Gate>, GatesError> {
         GatesError::invalid(format!("{GATES_FILE} line {line}: {}", error.message().trim()))
     })?;
     let mut gates: Vec<(Gate, usize)> = Vec::new();
+    let mut protect = Vec::new();
     for (key, value) in table.get_ref() {
         match key.get_ref().as_ref() {
             "gate" => gates = parse_gates(place, value)?,
+            "protect" => protect = parse_protect(place, value)?,
             other => return Err(refuse_key(place, key, other)),
         }
     }
     check_names(&gates)?;
     check_cycles(&gates)?;
-    Ok(gates.into_iter().map(|(gate, _)| gate).collect())
+    Ok(GatesFile { gates: gates.into_iter().map(|(gate, _)| gate).collect(), protect })
+}
+
+fn parse_protect(place: Place<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>, GatesError> {
+    let (count_max, bytes_max) = PROTECT_MAX;
+    let Some(items) = value.get_ref().as_array().filter(|items| items.len() <= count_max) else {
+        return Err(place.invalid(value, format!("`protect` must be a list of at most {count_max} globs, such as protect = [\"ci/**\"]")));
+    };
+    let mut globs = Vec::new();
+    for item in items {
+        let glob = text_of(place, item, "protect")?;
+        let valid = ignore::gitignore::GitignoreBuilder::new("").add_line(None, glob).is_ok();
+        // `!` and `#` would take protection away without anybody noticing.
+        if !valid || glob.trim().is_empty() || glob.len() > bytes_max || glob.starts_with(['!', '#']) {
+            return Err(place.invalid(item, format!("`protect` has {:?}, which is no glob of 1 to {bytes_max} bytes", shorten(glob))));
+        }
+        globs.push(glob.to_owned());
+    }
+    Ok(globs)
 }
 
 fn refuse_key<T>(place: Place<'_>, part: &Spanned<T>, key: &str) -> GatesError {
@@ -71,7 +101,8 @@ fn refuse_key<T>(place: Place<'_>, part: &Spanned<T>, key: &str) -> GatesError {
         Some((_, what)) => {
             place.not_supported(part, format!("`{key}` ({what}) is not enforced by this version; take it out rather than rely on it"))
         }
-        None => place.invalid(part, format!("unknown key `{}`; the file consists of [[gate]] tables ({KEYS_OF_GATE})", shorten(key))),
+        None => place
+            .invalid(part, format!("unknown key `{}`; the file consists of [[gate]] tables ({KEYS_OF_GATE}) and `protect`", shorten(key))),
     }
 }
 
@@ -103,6 +134,9 @@ fn parse_gate(place: Place<'_>, item: &Spanned<DeValue<'_>>) -> Result<Gate, Gat
     }
     let name = name.ok_or_else(|| place.invalid(item, "this gate has no `name`"))?;
     let command = command.ok_or_else(|| place.invalid(item, format!("gate `{name}` has no `command`")))?;
+    if name.as_str() == super::tamper::TAMPER {
+        return Err(place.invalid(item, "the name `tamper` is that of a verdict of its own; choose another"));
+    }
     if let Some(not_built) = std::iter::once(&name).chain(&provides).find(|n| NOT_BUILT.contains(&n.as_str())) {
         return Err(place.not_supported(
             item,

@@ -1,14 +1,24 @@
 //! Giving up privileges, and looking from inside what is in force.
 //!
-//! `PRIMITIVES` is the one table of what a sandbox of this driver is made of: init looks at each before it asks for its grant, and a
-//! required one that does not hold ends it. `LIMITS` says of every limit what bounds it. Both land in the record's `isolation`.
+//! `PRIMITIVES` is the one table of what a sandbox of this driver is made of: init looks at each before it asks for its grant (and tries
+//! is forbidden, see `selftest`), and one that is needed and does not hold ends it, unless the operator allowed that. What holds lands in the
+//! record's `isolation`; limits are in `limits`.
 
+use crate::inside::selftest::{Confinement, Trial};
 use crate::inside::system;
 use crate::inside::wire::LaunchSpec;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use std::fs;
 
+/// Namespaces that are made with init, and the primitive that each is.
+pub const CLONED: [(&str, libc::c_int); 5] = [
+    ("pid-namespace", libc::CLONE_NEWPID),
+    ("mount-namespace", libc::CLONE_NEWNS),
+    ("network-namespace", libc::CLONE_NEWNET),
+    ("ipc-namespace", libc::CLONE_NEWIPC),
+    ("uts-namespace", libc::CLONE_NEWUTS),
+];
 /// Namespaces that are new in every sandbox.
 pub const NAMESPACES: [&str; 6] = ["user", "pid", "mnt", "net", "ipc", "uts"];
 /// No kernel has more capabilities than this.
@@ -20,40 +30,82 @@ const INNER_NAMESPACES: [&str; 8] = ["user", "mnt", "pid", "net", "ipc", "uts", 
 pub struct Primitive {
     /// Its name in the record.
     pub name: &'static str,
-    /// Without it nothing starts.
-    pub required: bool,
+    /// Whether a sandbox may start where it does not hold.
+    pub need: Need,
     /// Looks whether it holds, from inside.
     pub holds: fn(&Evidence) -> bool,
+    /// What helps where it is missing.
+    pub help: &'static str,
 }
+
+/// How much a sandbox needs a primitive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The driver itself stands on it: nothing starts without.
+    Always,
+    /// Nothing starts without, unless the operator names it in `--allow-missing`.
+    UnlessAllowed,
+    /// It is there where the kernel can do it.
+    WherePossible,
+}
+
+/// Whether a primitive may be missing where the operator allows these.
+#[must_use]
+pub fn may_miss(name: &str, allow_missing: &[String]) -> bool {
+    let allowed = |p: &Primitive| p.name == name && p.need == Need::UnlessAllowed;
+    allow_missing.iter().any(|allowed| allowed == name) && PRIMITIVES.iter().any(allowed)
+}
+
+const HELP_ROOT: &str = "mosaic needs root with CAP_SYS_ADMIN: within a container start that with --privileged, or run mosaic on the host";
+const HELP_OWN: &str = "init sets this itself: a seccomp profile of the container or service that mosaic runs in may refuse it";
 
 /// Everything that isolation is made of.
 pub const PRIMITIVES: &[Primitive] = &[
-    Primitive { name: "user-namespace", required: true, holds: |e| e.is_new("user") && e.has_single_id() },
-    Primitive { name: "pid-namespace", required: true, holds: |e| e.is_new("pid") && e.pid == 1 },
-    Primitive { name: "mount-namespace", required: true, holds: |e| e.is_new("mnt") && e.root_is_read_only },
-    Primitive { name: "network-namespace", required: true, holds: |e| e.is_new("net") && e.interfaces == ["lo"] },
-    Primitive { name: "ipc-namespace", required: true, holds: |e| e.is_new("ipc") },
-    Primitive { name: "uts-namespace", required: true, holds: |e| e.is_new("uts") },
-    Primitive { name: "unprivileged-uid", required: true, holds: Evidence::has_own_ids },
-    Primitive { name: "no-capabilities", required: true, holds: Evidence::has_no_capabilities },
-    Primitive { name: "no-new-privileges", required: true, holds: |e| e.status_field("NoNewPrivs") == "1" },
-    Primitive { name: "init-not-dumpable", required: true, holds: |e| !e.dumpable },
-    Primitive { name: "no-core-dumps", required: true, holds: |e| e.core_bytes_max == Some(0) },
-    Primitive { name: "no-nested-namespaces", required: true, holds: |e| e.nested_namespaces_max == "0" },
+    always("user-namespace", |e| e.is_new("user") && e.has_single_id(), HELP_USER_NAMESPACE),
+    always("pid-namespace", |e| e.is_new("pid") && e.pid == 1, HELP_ROOT),
+    always("mount-namespace", |e| e.is_new("mnt") && e.root_is_read_only, HELP_ROOT),
+    unless_allowed("network-namespace", |e| e.is_new("net") && e.interfaces == ["lo"], HELP_ROOT),
+    unless_allowed("ipc-namespace", |e| e.is_new("ipc"), HELP_ROOT),
+    unless_allowed("uts-namespace", |e| e.is_new("uts"), HELP_ROOT),
+    always("unprivileged-uid", Evidence::has_own_ids, HELP_OWN),
+    always("no-capabilities", Evidence::has_no_capabilities, HELP_OWN),
+    always("no-new-privileges", |e| e.status_field("NoNewPrivs") == "1", HELP_OWN),
+    always("init-not-dumpable", |e| !e.dumpable, HELP_OWN),
+    unless_allowed(
+        "seccomp",
+        |e| e.trial.seccomp,
+        "the kernel needs CONFIG_SECCOMP_FILTER, and a container's own seccomp profile must allow the call seccomp",
+    ),
+    unless_allowed(
+        "landlock",
+        |e| e.trial.landlock,
+        "it needs Linux 5.19 with CONFIG_SECURITY_LANDLOCK and `landlock` in the boot parameter lsm= (see /sys/kernel/security/lsm); a container's seccomp profile must allow its calls",
+    ),
+    always("init-untouchable", |e| e.trial.untouchable, "the sysctl fs.suid_dumpable must be 0 or 2, and /proc that of the sandbox"),
+    unless_allowed("no-core-dumps", |e| e.core_bytes_max == Some(0), HELP_OWN),
+    unless_allowed(
+        "no-nested-namespaces",
+        |e| e.nested_namespaces_max == "0",
+        "the kernel needs CONFIG_SYSCTL, and /proc/sys must be writable where mosaic runs",
+    ),
+    where_possible("init-hidden", |e| e.trial.hidden),
+    where_possible("signals-scoped", |e| e.trial.signals),
 ];
 
-/// What bounds a resource.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bound {
-    /// The kernel.
-    Kernel,
-    /// Nothing.
-    None,
+/// What makes user namespaces impossible, as far as settings can.
+pub const HELP_USER_NAMESPACE: &str = "the sysctls user.max_user_namespaces must be above 0 and kernel.unprivileged_userns_clone 1 where it exists; on Ubuntu kernel.apparmor_restrict_unprivileged_userns must be 0 or a profile allow it; a container's seccomp profile must allow unshare";
+
+const fn always(name: &'static str, holds: fn(&Evidence) -> bool, help: &'static str) -> Primitive {
+    Primitive { name, need: Need::Always, holds, help }
 }
 
-/// Every limit of a sandbox, and what bounds it with this driver.
-pub const LIMITS: &[(&str, Bound)] =
-    &[("cpu", Bound::None), ("memory", Bound::None), ("pids", Bound::None), ("disk", Bound::None), ("tmp", Bound::Kernel)];
+const fn unless_allowed(name: &'static str, holds: fn(&Evidence) -> bool, help: &'static str) -> Primitive {
+    Primitive { name, need: Need::UnlessAllowed, holds, help }
+}
+
+const fn where_possible(name: &'static str, holds: fn(&Evidence) -> bool) -> Primitive {
+    Primitive { name, need: Need::WherePossible, holds, help: "" }
+}
 
 /// Enters a user namespace of its own. Its ids are mapped by the launcher; until then nobody is anybody in it.
 /// # Errors
@@ -63,11 +115,8 @@ pub fn enter_user_namespace() -> Result<(), String> {
     // Kernels without keyrings have nothing to leave.
     let _ = system::join_empty_keyring();
     // SAFETY: one thread only, and no descriptor table is unshared.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }.map_err(|e| {
-        format!(
-            "failed to make a user namespace: {e} (sysctl user.max_user_namespaces must be above 0, kernel.unprivileged_userns_clone 1)"
-        )
-    })
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
+        .map_err(|e| format!("failed to make a user namespace: {e}: {HELP_USER_NAMESPACE}"))
 }
 
 /// Becomes the sandbox's user, for ever and without any capability. The ids must be mapped.
@@ -119,13 +168,15 @@ pub struct Evidence {
     dumpable: bool,
     core_bytes_max: Option<u64>,
     nested_namespaces_max: String,
+    trial: Trial,
+    landlock_missing: Option<String>,
 }
 
 impl Evidence {
-    /// Looks.
+    /// Looks, and tries.
     /// # Errors
     /// Something could not be looked at: nothing may start.
-    pub fn collect(host: Vec<(&'static str, u64)>, spec: &LaunchSpec) -> Result<Self, String> {
+    pub fn collect(host: Vec<(&'static str, u64)>, spec: &LaunchSpec, confinement: &Confinement) -> Result<Self, String> {
         let read = |path: &str| system::read_small(path).map_err(|e| format!("failed to read {path}: {e}"));
         let devices = read("/proc/net/dev")?;
         let name_of = |line: &str| line.split_once(':').map(|(name, _)| name.trim().to_owned());
@@ -143,6 +194,8 @@ impl Evidence {
             dumpable: rustix::process::dumpable_behavior() != Ok(DumpableBehavior::NotDumpable),
             core_bytes_max: rustix::process::getrlimit(Resource::Core).maximum,
             nested_namespaces_max: read("/proc/sys/user/max_user_namespaces")?.trim().to_owned(),
+            trial: Trial::run(confinement).map_err(|e| format!("failed to try what is forbidden: {e}"))?,
+            landlock_missing: confinement.landlock_missing.clone(),
         })
     }
 
@@ -171,23 +224,26 @@ impl Evidence {
         ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].iter().all(is_empty)
     }
 
-    /// Names of what is in force, limits included.
+    /// What the trial found.
+    #[must_use]
+    pub fn trial(&self) -> Trial {
+        self.trial
+    }
+
+    /// Names of what is in force.
     /// # Errors
-    /// A required primitive is not in force.
-    pub fn isolation(&self) -> Result<Vec<String>, String> {
+    /// A primitive is not in force, and the operator has not allowed that. Says what helps.
+    pub fn isolation(&self, allow_missing: &[String]) -> Result<Vec<String>, String> {
         let mut names = Vec::new();
-        for primitive in PRIMITIVES {
-            if (primitive.holds)(self) {
-                names.push(primitive.name.to_owned());
-            } else if primitive.required {
-                return Err(format!("isolation is not in force: {}", primitive.name));
+        for Primitive { name, need, holds, help } in PRIMITIVES {
+            let may_miss = *need == Need::WherePossible || may_miss(name, allow_missing);
+            if holds(self) {
+                names.push((*name).to_owned());
+            } else if !may_miss {
+                let detail = self.landlock_missing.as_ref().filter(|_| *name == "landlock").map(|text| format!(" ({text})"));
+                return Err(format!("isolation is not in force: {name}{}: {help}", detail.unwrap_or_default()));
             }
         }
-        let word = |bound: Bound| match bound {
-            Bound::Kernel => "kernel",
-            Bound::None => "none",
-        };
-        names.extend(LIMITS.iter().map(|(limit, bound)| format!("{limit}:{}", word(*bound))));
         Ok(names)
     }
 }

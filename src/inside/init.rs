@@ -6,8 +6,10 @@
 
 use crate::inside::confine::Evidence;
 use crate::inside::lease::{Lease, Tick};
+use crate::inside::limits::Doors;
 use crate::inside::link::LinkClient;
 use crate::inside::output::Ring;
+use crate::inside::selftest::Confinement;
 use crate::inside::system;
 use crate::inside::wire::{
     ExitCause, ExitReport, GrantAnswer, GrantRequest, HOME, LaunchSpec, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, USER, Word,
@@ -33,15 +35,19 @@ const GRANT_PATIENCE_MILLIS: u64 = 5_000;
 const SECRET_BYTES: usize = 32;
 
 /// Runs the command of a confined sandbox to its end.
-pub fn run(spec: &LaunchSpec, host: Vec<(&'static str, u64)>, control: OwnedFd, log: Ring) -> ExitReport {
+pub fn run(spec: &LaunchSpec, host: Vec<(&'static str, u64)>, control: OwnedFd, log: Ring, doors: Doors) -> ExitReport {
     let not_started = |text: String| ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0 };
-    let prepare = || -> Result<(Vec<String>, String, OwnedFd), String> {
-        let isolation = Evidence::collect(host, spec)?.isolation()?;
+    let prepare = || -> Result<(Vec<String>, Confinement, String, OwnedFd), String> {
+        let mut confinement = Confinement::prepare();
+        let evidence = Evidence::collect(host, spec, &confinement)?;
+        let mut isolation = evidence.isolation(&spec.allow_missing)?;
+        isolation.extend(spec.limits.enforced.iter().cloned());
+        confinement.keep_what_holds(evidence.trial());
         let secret = make_secret().map_err(|e| format!("failed to make a session secret: {e}"))?;
         let children = system::child_signals().map_err(|e| format!("failed to listen for children: {e}"))?;
-        Ok((isolation, secret, children))
+        Ok((isolation, confinement, secret, children))
     };
-    let (isolation, secret, children) = match prepare() {
+    let (isolation, confinement, secret, children) = match prepare() {
         Ok(prepared) => prepared,
         Err(text) => return not_started(text),
     };
@@ -53,7 +59,7 @@ pub fn run(spec: &LaunchSpec, host: Vec<(&'static str, u64)>, control: OwnedFd, 
     };
     let granted_at = system::boot_millis();
     let report = |cause| ExitReport { cause, duration_millis: system::boot_millis().saturating_sub(granted_at) };
-    match execute(spec) {
+    match execute(spec, confinement, doors) {
         Ok((child, output)) => {
             let lease = Lease::new(spec.lease_millis, granted_at, system::awake_millis());
             let deadline = spec.deadline_millis.map(|millis| granted_at + millis);
@@ -103,7 +109,7 @@ fn ask_for_grant(link: &mut LinkClient, request: &GrantRequest, lease_millis: u6
 }
 
 /// Starts the command; its process id and the reading end of its output.
-fn execute(spec: &LaunchSpec) -> Result<(i32, OwnedFd), String> {
+fn execute(spec: &LaunchSpec, confinement: Confinement, doors: Doors) -> Result<(i32, OwnedFd), String> {
     let (program, args) = spec.args.split_first().ok_or("there is no command")?;
     let pipes = || -> std::io::Result<(OwnedFd, OwnedFd, OwnedFd)> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -116,13 +122,15 @@ fn execute(spec: &LaunchSpec) -> Result<(i32, OwnedFd), String> {
     let mut command = Command::new(program);
     command.args(args).env_clear().envs(environment(spec)).current_dir("/workspace");
     command.stdin(Stdio::null()).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-    // SAFETY: setsid, sigprocmask and close_range are async-signal-safe; nothing is allocated.
+    // SAFETY: setsid, write, setrlimit, sigprocmask, the calls of seccomp and Landlock and close_range are async-signal-safe; nothing is allocated.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             rustix::process::setsid()?;
+            doors.enter()?;
             // SIGCHLD is blocked in init only: a shell that waits needs it.
             system::unblock_signals();
-            system::close_on_exec_from(3)
+            system::close_on_exec_from(3)?;
+            confinement.enter()
         });
     }
     let child = command.spawn().map_err(|e| format!("{program}: {e}"))?;

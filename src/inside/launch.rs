@@ -4,6 +4,7 @@
 //! write init's identity, durably -> let init go -> wait -> write how it ended. When the launcher dies before it let init go, init ends by
 //! itself: the pair of sockets between them closes. Nothing of the agent's runs before the grant, which is init's business.
 
+use crate::inside::limits::{self, Doors};
 use crate::inside::wire::{
     ExitCause, ExitReport, FILE_EXIT, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, FILE_WAIT, FOLDER_CONTROL, LaunchSpec,
     SpecFile, WaitReport,
@@ -29,7 +30,6 @@ const GO: u8 = b'G';
 const OOM_SCORE: &str = "500";
 /// Exit code of what ends before it was init.
 const EXIT_UNPREPARED: i32 = 70;
-const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 /// Launches the sandbox of the run in this folder; returns in the process that the controller waits for as soon as the launcher proper
 /// has gone its own way. `_lock` is held and stays so until launcher and init are gone: both have it open to their end.
@@ -59,33 +59,70 @@ fn launch(folder: &OwnedFd) -> Result<WaitReport, String> {
     refuse_stopped(folder.as_fd())?;
     let mut prepared = Some(Prepared::open(folder.as_fd(), &spec)?);
     let (mut outside, inside) = UnixStream::pair().map_err(|e| format!("failed to make a pair of sockets: {e}"))?;
-    let Some(child) = system::fork(NEW_NAMESPACES).map_err(no_namespaces)? else {
+    let (child, namespaces) = fork_into_namespaces(&spec.allow_missing)?;
+    let Some(child) = child else {
         drop(outside);
         let prepared = prepared.take().expect("opened above");
-        become_init(spec, prepared, inside);
+        become_init(spec, prepared, namespaces, inside);
     };
     drop((inside, prepared));
     let outcome = prepare(folder.as_fd(), &spec, child, &mut outside);
     drop(outside);
     // Whatever happened: the child ends by itself now, or is init and ends when it must.
     let waited = system::wait_for(child).map_err(|e| format!("failed to wait for init: {e}"))?;
+    // Nothing lives in the groups now, and whether a controller does is unknown: what they counted is kept, and they go. What cannot be
+    // removed here is the controller's to sweep.
+    let counters = limits::count(&spec.limits.groups);
+    let _ = limits::remove(&spec.limits.groups);
     outcome?;
+    let output_bytes_dropped = File::open(&spec.log).and_then(|log| output::counters(&log)).map_or(0, |log| log.first());
     Ok(WaitReport {
         failed: None,
         status: Some(waited.status),
         user_micros: waited.user_micros,
         system_micros: waited.system_micros,
         rss_max_kibibytes: waited.rss_max_kibibytes,
+        oom_kills: counters.oom_kills,
+        pids_refused: counters.pids_refused,
+        output_bytes_dropped,
     })
 }
 
-fn no_namespaces(error: std::io::Error) -> String {
+/// Clones into new namespaces; where that is refused, without those that the operator can do without. Says which are made.
+fn fork_into_namespaces(allow_missing: &[String]) -> Result<(Option<Pid>, libc::c_int), String> {
+    let all = confine::CLONED.iter().fold(0, |flags, (_, flag)| flags | flag);
+    let failure = match system::fork(all) {
+        Ok(child) => return Ok((child, all)),
+        Err(e) => e,
+    };
+    let mut made = all;
+    for (name, flag) in confine::CLONED {
+        // One at a time, each in a process that ends at once, to name the one that is refused.
+        let refused = match system::fork(flag) {
+            Ok(None) => system::exit_now(0),
+            Ok(Some(child)) => system::wait_for(child).err(),
+            Err(e) => Some(e),
+        };
+        match refused {
+            Some(_) if confine::may_miss(name, allow_missing) => made &= !flag,
+            Some(e) => return Err(no_namespace(name, &e)),
+            None => {}
+        }
+    }
+    if made == all {
+        return Err(format!("failed to make namespaces: {failure}"));
+    }
+    system::fork(made).map(|child| (child, made)).map_err(|e| format!("failed to make namespaces: {e}"))
+}
+
+fn no_namespace(name: &str, error: &std::io::Error) -> String {
     let hint = match error.raw_os_error() {
-        Some(libc::EPERM) => " (it needs CAP_SYS_ADMIN: within a container start that with --privileged, or use another driver)",
-        Some(libc::ENOSPC) => " (raise the sysctls user.max_*_namespaces)",
+        Some(libc::EPERM) => ": it needs CAP_SYS_ADMIN, and a container's seccomp profile must allow clone: start it with --privileged",
+        Some(libc::ENOSPC) => ": raise the sysctls user.max_*_namespaces",
+        Some(libc::EINVAL) => ": the kernel is built without it (CONFIG_NAMESPACES)",
         _ => "",
     };
-    format!("failed to make namespaces: {error}{hint}")
+    format!("failed to make a {name}: {error}{hint}")
 }
 
 /// The launcher's half of the preparation.
@@ -120,13 +157,10 @@ fn write_proc(pid: i32, file: &str, text: &str) -> Result<(), String> {
 }
 
 /// The child's half: prepares from inside, and becomes init. Never returns.
-fn become_init(spec: LaunchSpec, prepared: Prepared, mut inside: UnixStream) -> ! {
+fn become_init(spec: LaunchSpec, prepared: Prepared, namespaces: libc::c_int, mut inside: UnixStream) -> ! {
     // What is made from here on is for the sandbox's user, whatever the controller was started with.
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let from_inside = mounts::enter_new_root(&spec)
-        .and_then(|()| system::bring_loopback_up().map_err(|e| format!("failed to bring the loopback interface up: {e}")))
-        .and_then(|()| rustix::system::sethostname(b"mosaic").map_err(|e| format!("failed to set the host name: {e}")))
-        .and_then(|()| confine::enter_user_namespace());
+    let from_inside = mounts::enter_new_root(&spec).and_then(|()| name_things(namespaces)).and_then(|()| confine::enter_user_namespace());
     if let Err(text) = from_inside {
         let _ = inside.write_all(text.as_bytes());
         system::exit_now(EXIT_UNPREPARED);
@@ -138,7 +172,7 @@ fn become_init(spec: LaunchSpec, prepared: Prepared, mut inside: UnixStream) -> 
     }
     drop(inside);
     let report = match confine::drop_privileges(&spec) {
-        Ok(()) => init::run(&spec, prepared.host, prepared.control, prepared.log),
+        Ok(()) => init::run(&spec, prepared.host, prepared.control, prepared.log, prepared.doors),
         Err(text) => ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0 },
     };
     let bytes = serde_json::to_vec(&report).expect("a report is plain data");
@@ -146,11 +180,23 @@ fn become_init(spec: LaunchSpec, prepared: Prepared, mut inside: UnixStream) -> 
     system::exit_now(i32::from(written.is_err()))
 }
 
+/// Sets up what its own namespaces have; what is the host's is left as it is.
+fn name_things(namespaces: libc::c_int) -> Result<(), String> {
+    if namespaces & libc::CLONE_NEWNET != 0 {
+        system::bring_loopback_up().map_err(|e| format!("failed to bring the loopback interface up: {e}"))?;
+    }
+    if namespaces & libc::CLONE_NEWUTS != 0 {
+        rustix::system::sethostname(b"mosaic").map_err(|e| format!("failed to set the host name: {e}"))?;
+    }
+    Ok(())
+}
+
 /// What init could not open any more once it is confined.
 struct Prepared {
     host: Vec<(&'static str, u64)>,
     control: OwnedFd,
     log: output::Ring,
+    doors: Doors,
     exit: File,
 }
 
@@ -167,6 +213,7 @@ impl Prepared {
             host: confine::host_namespaces()?,
             control,
             log: log.map_err(|e| format!("failed to open the log: {e}"))?,
+            doors: Doors::open(&spec.limits)?,
             exit: File::from(exit),
         })
     }

@@ -4,6 +4,7 @@
 //! capability that could be had inside can change them. Everything is private and goes with the namespace; the host never sees a mount.
 //! Sources are paths that the controller chose; nothing in them is read here.
 
+use crate::inside::landlock::FORBIDDEN_FILE;
 use crate::inside::wire::{FILE_TASK, FOLDER_LINK, FOLDER_OUT, FOLDER_ROOT, HOME, LaunchSpec, USER};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use std::ffi::CString;
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Size of the root itself: it holds a few small files and mount points.
 const ROOT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A tmpfs has one inode for so many bytes of its size: its inodes are memory as well.
+const TMPFS_BYTES_PER_INODE: u64 = 16 * 1024;
 /// Folders of the host with programs and libraries; links stay links.
 const SYSTEM_FOLDERS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// What programs need of the host's `/etc`: trust anchors, links of alternatives, the linker's cache, the time zone, numbers.
@@ -58,8 +61,10 @@ pub fn enter_new_root(spec: &LaunchSpec) -> Outcome<()> {
     make_devices(spec)?;
     make_folder("proc")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("proc", "proc", "proc", flags, None).map_err(because("mount", Path::new("/proc")))?;
+    // Who cannot be looked into is not shown: PID 1.
+    rustix::mount::mount("proc", "proc", "proc", flags, c"hidepid=2").map_err(because("mount", Path::new("/proc")))?;
     cover_proc()?;
+    write_file(FORBIDDEN_FILE.trim_start_matches('/'), b"")?;
     bind_run(spec, &folder)?;
     leave_host()?;
     crate::inside::system::set_mount_attributes_here(READ_ONLY).map_err(because("make read-only", host))?;
@@ -205,7 +210,7 @@ fn write_file(path: &str, bytes: &[u8]) -> Outcome<()> {
 }
 
 fn mount_tmpfs(path: &Path, mode: &str, bytes_max: u64, more: MountFlags) -> Outcome<()> {
-    let options = CString::new(format!("mode={mode},size={bytes_max}")).expect("no NUL");
+    let options = CString::new(format!("mode={mode},size={bytes_max},nr_inodes={}", bytes_max / TMPFS_BYTES_PER_INODE)).expect("no NUL");
     rustix::mount::mount("mosaic", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | more, options.as_c_str())
         .map_err(because("mount a tmpfs at", path))
 }

@@ -7,6 +7,7 @@
 //!
 //! Progress: a line on standard output `{"progress": {"fraction": 0.5, "message": "half of it"}}`; both fields are optional.
 
+use crate::inside::limits::LimitSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ pub const FILE_WAIT: &str = "wait.json";
 pub const FILE_SESSION: &str = "session";
 /// Tombstone: this run was stopped and never starts again.
 pub const FILE_STOPPED: &str = "stopped";
+/// The controller's [`LimitReport`], when it ended the run for one.
+pub const FILE_LIMIT: &str = "limit.json";
 /// Held (OFD lock) by the launcher and by init: free means that neither of them lives.
 pub const FILE_LOCK: &str = "lock";
 /// Folder of the control socket; never visible to the agent.
@@ -89,6 +92,12 @@ pub struct LaunchSpec {
     pub lease_millis: u64,
     /// Size of each of the tmpfs at `/tmp`, `/dev/shm` and HOME.
     pub tmp_bytes_max: u64,
+    /// Primitives of isolation that the operator can do without.
+    #[serde(default)]
+    pub allow_missing: Vec<String>,
+    /// What bounds the command.
+    #[serde(default)]
+    pub limits: LimitSpec,
     /// The log: a ring file that the controller has made (see `inside::output`).
     pub log: PathBuf,
 }
@@ -160,6 +169,25 @@ pub struct WaitReport {
     pub system_micros: u64,
     /// Largest resident set of one process.
     pub rss_max_kibibytes: u64,
+    /// Processes that the kernel ended because the memory was used up.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// Processes and threads that the kernel refused to make.
+    #[serde(default)]
+    pub pids_refused: u64,
+    /// Bytes of output that were dropped from the log.
+    #[serde(default)]
+    pub output_bytes_dropped: u64,
+}
+
+/// A limit that the controller saw exceeded; written before it ends the run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitReport {
+    /// Name of the limit.
+    pub limit: String,
+    /// What was seen, as a sentence.
+    pub message: String,
 }
 
 /// May I start?

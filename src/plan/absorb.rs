@@ -3,13 +3,14 @@
 //! Nothing is decided here beyond whose failure it was: agent failures and rejections share `maxRetries` and become feedback for the
 //! next round, the infrastructure has a budget of its own.
 
-use crate::api::agent::{AgentStatus, Feedback, GateSetStatus, PushStatus, WorkspaceStatus};
+use crate::api::agent::{AgentStatus, Feedback, GateSetStatus, GateStatus, PushStatus, Verdict, WorkspaceStatus};
 use crate::api::condition::{self, reason};
 use crate::api::names::CommitId;
 use crate::api::validate::ValidAgent;
+use crate::gates::tamper::TAMPER;
 use crate::plan::Plan;
 use crate::plan::action::{Action, ActionId};
-use crate::plan::gates::{keep_end, keep_start};
+use crate::plan::gates::{self, EVIDENCE_BYTES_MAX, keep_end, keep_start};
 use crate::plan::observed::{Failure, FailureClass, Integrated, Observed, Outcome, Pushed, Resolved, Snapshot};
 use crate::plan::retry::{BASE_MOVES_MAX, INFRASTRUCTURE_FAILURES_MAX};
 use crate::plan::status::{complete, ending, fail};
@@ -161,6 +162,21 @@ fn take_integrated(plan: &mut Plan, agent: &ValidAgent, integrated: &Integrated,
             workspace.head_sha = Some(head.to_string());
             workspace.head_base_sha = Some(base.to_string());
         }
+        Integrated::Tampered { head, base, definition, evidence } => {
+            workspace.head_sha = Some(head.to_string());
+            workspace.head_base_sha = Some(base.to_string());
+            let verdict = GateStatus {
+                name: TAMPER.to_owned(),
+                verdict: Verdict::Fail,
+                sha: head.to_string(),
+                base_sha: base.to_string(),
+                definition: definition.clone(),
+                duration_millis: None,
+                evidence: Some(keep_start(evidence, EVIDENCE_BYTES_MAX).to_owned()),
+                tries: 0,
+            };
+            gates::record(&mut plan.status, verdict);
+        }
         Integrated::Conflict { base, content, paths, hunks } => {
             workspace.base_sha = Some(base.to_string());
             workspace.content_sha = Some(content.to_string());
@@ -227,6 +243,8 @@ fn is_own_head(status: &AgentStatus, found: &CommitId) -> bool {
 pub(super) fn infrastructure_failure(plan: &mut Plan, why: &str, message: &str, now: Timestamp) {
     plan.status.counts.infrastructure += 1;
     plan.status.last_failure_at = Some(MicroTime(now));
+    // While the backoff lasts, this is where people see what fails.
+    condition::set(&mut plan.status.conditions, condition::PUSHED, false, why, message, now);
     if plan.status.counts.infrastructure >= INFRASTRUCTURE_FAILURES_MAX {
         fail(plan, why, format!("given up after {INFRASTRUCTURE_FAILURES_MAX} failures of the infrastructure: {message}"), now);
     }

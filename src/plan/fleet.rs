@@ -33,9 +33,9 @@ pub struct FleetLimits {
 pub enum Place {
     /// Not begun, or between two attempts.
     Waiting,
-    /// Begun; no sandbox of its present attempt runs yet.
+    /// Begun for the first time; no sandbox of it runs yet.
     Starting,
-    /// Runs, or is judged or pushed.
+    /// Runs, is judged or pushed, or has ended and is still being removed.
     Running,
     /// Finished and delivered.
     Completed,
@@ -118,11 +118,17 @@ impl Member {
 /// Where a status says that the agent is.
 #[must_use]
 pub fn place(status: &AgentStatus) -> Place {
+    let gone = crate::api::condition::is_true(&status.conditions, crate::api::condition::CLEANED_UP);
+    // What of a broken-off attempt still runs keeps its place.
+    let rests = status.attempt == 0 || (status.between_attempts && status.sandbox.is_none());
     match ending(status) {
+        // Place, task and branch are free only once it was seen that nothing of the agent runs.
+        Some(_) if !rests && !gone => Place::Running,
         Some(Ending::Completed) => Place::Completed,
         Some(Ending::Failed | Ending::Killed) => Place::Failed,
-        None if status.attempt == 0 || status.between_attempts => Place::Waiting,
-        None if status.sandbox.is_none() && status.run.as_ref().is_none_or(|run| run.attempt < status.attempt) => Place::Starting,
+        None if rests => Place::Waiting,
+        // A refused round goes on at once in the place that it has.
+        None if !status.between_attempts && status.sandbox.is_none() && status.run.is_none() => Place::Starting,
         None => Place::Running,
     }
 }

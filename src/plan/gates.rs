@@ -4,6 +4,7 @@
 
 use crate::api::agent::{AgentStatus, GateDefinition, GateStatus, Verdict};
 use crate::api::names::CommitId;
+use crate::gates::tamper::TAMPER;
 use crate::plan::observed::{EndCause, RunEnd};
 
 /// How many verdicts a record keeps: two commits' worth of the largest set of gates.
@@ -29,6 +30,11 @@ pub enum GatesState {
 /// Sums up the verdicts on `head`, which stands on `base`.
 #[must_use]
 pub fn state(status: &AgentStatus, head: &CommitId, base: &CommitId, tries_max: u32) -> GatesState {
+    // Who changed the judges is not heard by them.
+    let of_this = |v: &&GateStatus| v.name == TAMPER && v.sha == head.as_str() && v.base_sha == base.as_str();
+    if let Some(tampered) = status.gates.iter().find(of_this).filter(|v| v.verdict == Verdict::Fail) {
+        return GatesState::Failed(vec![tampered.clone()]);
+    }
     let gates = status.gate_set.as_ref().map(|set| set.gates.as_slice()).unwrap_or_default();
     let verdict = |gate: &GateDefinition| verdict_of(status, gate, head, base);
     let failed: Vec<GateStatus> = gates.iter().filter_map(verdict).filter(|v| v.verdict == Verdict::Fail).cloned().collect();
@@ -86,6 +92,8 @@ pub fn judge(end: &RunEnd) -> (Verdict, Option<String>) {
         EndCause::Exited(code) => (Verdict::Fail, format!("exit code {code}")),
         EndCause::Signaled(signal) => (Verdict::Fail, format!("ended by signal {signal}")),
         EndCause::TimedOut => (Verdict::Fail, format!("timed out after {seconds} s")),
+        // Only the agent can mend a test that needs more than there is.
+        EndCause::LimitExceeded { limit, message } => (Verdict::Fail, format!("the {} limit was exceeded: {message}", limit.as_str())),
         EndCause::CannotExecute(why) => (Verdict::Error, format!("the gate's command cannot be executed: {why}")),
         EndCause::LeaseExpired => {
             (Verdict::Error, "the sandbox ended itself: the controller was away for longer than the lease".to_owned())

@@ -116,10 +116,6 @@ fn finished(plan: &mut Plan, desired: &Desired<'_>, agent: &ValidAgent, observed
 
 /// Stops what runs, keeps the tree, begins nothing.
 fn suspended(plan: &mut Plan, step: &Step<'_>) {
-    let ran = plan.status.run.as_ref().is_some_and(|run| run.attempt == plan.status.attempt);
-    if plan.status.attempt > 0 && !ran {
-        plan.status.between_attempts = true;
-    }
     let mine = |seen: &&SandboxSeen| matches!(seen.run.role, Role::Gate { .. });
     for seen in step.sandboxes.iter().filter(mine) {
         if let SandboxState::Ended(end) = &seen.state {
@@ -127,7 +123,13 @@ fn suspended(plan: &mut Plan, step: &Step<'_>) {
         }
     }
     plan.requeue_after = None;
-    teardown::clear_sandboxes(plan, step.observed, step.now);
+    let ran = plan.status.run.as_ref().is_some_and(|run| run.attempt == plan.status.attempt);
+    let clear = teardown::clear_sandboxes(plan, step.observed, step.now);
+    if plan.status.attempt > 0 && !ran {
+        plan.status.between_attempts = true;
+        // The agent keeps its place among the running until nothing of it runs.
+        plan.status.sandbox = (!clear).then(|| plan.status.sandbox.take().unwrap_or_default());
+    }
     plan.waiting
         .insert(0, crate::plan::Waiting { reason: reason::SUSPENDED.into(), message: "spec.suspend is true; the tree is kept".into() });
 }
@@ -202,8 +204,18 @@ fn begun(plan: &mut Plan, step: &Step<'_>) -> bool {
         plan.wait(reason::QUEUED, "admitted; goes to the queue");
         return false;
     }
-    if plan.status.between_attempts && (!clear_of_sandboxes(plan, step) || !retry_is_due(plan, step) || !permitted(plan, step)) {
-        return false;
+    if plan.status.between_attempts {
+        if !clear_of_sandboxes(plan, step) {
+            return false;
+        }
+        // With the last sandbox the place goes back, and the next attempt waits for its turn like everybody.
+        if plan.status.sandbox.take().is_some() {
+            plan.wait(reason::QUEUED, "goes back to the queue");
+            return false;
+        }
+        if !retry_is_due(plan, step) || !permitted(plan, step) {
+            return false;
+        }
     }
     begin_attempt(&mut plan.status, step.now);
     true
@@ -270,7 +282,7 @@ fn ran(plan: &mut Plan, step: &Step<'_>) -> bool {
 
 /// No sandbox of this attempt: it was never made, or it is lost.
 fn start(plan: &mut Plan, step: &Step<'_>, run: RunId) {
-    if plan.status.sandbox.is_some() {
+    if plan.status.sandbox.take().is_some() {
         plan.status.between_attempts = true;
         return infrastructure_failure(plan, reason::SANDBOX_LOST, "the sandbox is gone without a trace", step.now);
     }
@@ -319,7 +331,12 @@ fn ended(plan: &mut Plan, step: &Step<'_>, end: &RunEnd) {
         EndCause::Exited(code) => (Some(*code), None),
         EndCause::Signaled(signal) => (None, Some(*signal)),
         EndCause::CannotExecute(_) => (Some(127), None),
-        EndCause::TimedOut | EndCause::LeaseExpired | EndCause::Stopped | EndCause::NotStarted(_) | EndCause::Lost(_) => (None, None),
+        EndCause::TimedOut
+        | EndCause::LeaseExpired
+        | EndCause::Stopped
+        | EndCause::LimitExceeded { .. }
+        | EndCause::NotStarted(_)
+        | EndCause::Lost(_) => (None, None),
     };
     let result = end.result.clone().unwrap_or_default();
     let run = RunStatus {
@@ -337,21 +354,31 @@ fn ended(plan: &mut Plan, step: &Step<'_>, end: &RunEnd) {
         EndCause::Exited(code) => failed(format!("the agent's command ended with exit code {code}")),
         EndCause::Signaled(signal) => failed(format!("the agent's command was ended by signal {signal}")),
         EndCause::CannotExecute(why) => failed(format!("the agent's command could not be executed: {why}")),
+        EndCause::LimitExceeded { limit, message } => {
+            let text = format!("the agent exceeded its {} limit: {message}", limit.as_str());
+            agent_failure(plan, step.agent, reason::LIMIT_EXCEEDED, "agent", &text, output, step.now);
+        }
         EndCause::LeaseExpired => return again(plan, step, reason::LEASE_EXPIRED, "the sandbox lost its lease"),
         EndCause::NotStarted(why) => return again(plan, step, reason::SANDBOX_FAILED, why),
         EndCause::Lost(why) => return again(plan, step, reason::SANDBOX_LOST, why),
         EndCause::TimedOut | EndCause::Stopped => {
             // Ended by us, after a suspend that was lifted again: nobody failed.
             plan.status.between_attempts = true;
+            plan.status.sandbox = None;
             return plan.wait(reason::CLEANING_UP, "the attempt was stopped; the next one begins");
         }
     }
-    plan.status.sandbox.get_or_insert_with(SandboxStatus::default);
+    if plan.status.between_attempts && ending(&plan.status).is_none() {
+        plan.status.sandbox = None;
+    } else {
+        plan.status.sandbox.get_or_insert_with(SandboxStatus::default);
+    }
     plan.status.run = Some(run);
 }
 
 fn again(plan: &mut Plan, step: &Step<'_>, why: &str, message: &str) {
     plan.status.between_attempts = true;
+    plan.status.sandbox = None;
     infrastructure_failure(plan, why, message, step.now);
     plan.wait(why, message);
 }

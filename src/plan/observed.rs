@@ -91,8 +91,44 @@ pub enum EndCause {
     NotStarted(String),
     /// The command could not be executed (not found, not executable): 127 and 126 in a shell's words.
     CannotExecute(String),
+    /// A limit of the sandbox ended it.
+    LimitExceeded {
+        /// Which one.
+        limit: Limit,
+        /// What was seen, as a sentence.
+        message: String,
+    },
     /// It died without init's word.
     Lost(String),
+}
+
+/// A limit that ends a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Memory.
+    Memory,
+    /// Processes and threads at once.
+    Pids,
+    /// Bytes on the disk.
+    Disk,
+    /// Files, folders and links on the disk.
+    Inodes,
+}
+
+impl Limit {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Pids, Self::Disk, Self::Inodes];
+
+    /// Its name, as in `isolation`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+            Self::Disk => "disk",
+            Self::Inodes => "inodes",
+        }
+    }
 }
 
 /// The agent's `/mosaic/out/result.json`.
@@ -175,6 +211,17 @@ pub enum Integrated {
         head: CommitId,
         /// Base it stands on.
         base: CommitId,
+    },
+    /// As `Head`, but the change touches what decides the verdicts on it.
+    Tampered {
+        /// Commit that is refused.
+        head: CommitId,
+        /// Base it stands on.
+        base: CommitId,
+        /// Hash of what was compared with.
+        definition: String,
+        /// Paths and reasons, for the agent and for people.
+        evidence: String,
     },
     /// The change conflicts with the present base.
     Conflict {

@@ -7,9 +7,10 @@ use crate::api::agent::WorkspaceStatus;
 use crate::api::condition::{self, reason};
 use crate::api::names::Attempt;
 use crate::plan::action::Action;
-use crate::plan::observed::{Look, Observed, Outcome, SandboxState};
+use crate::plan::observed::{Look, Observed, Outcome, Pushed, SandboxState};
 use crate::plan::status::{Ending, ending, latch_killed};
 use crate::plan::{Desired, Plan};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 
 /// The record is being deleted: this is the kill switch.
@@ -38,7 +39,7 @@ pub(super) fn halted(plan: &mut Plan, desired: &Desired<'_>, observed: &Observed
 
 /// Ends and removes everything of the agent. Returns true once it was seen that nothing is left.
 pub(super) fn clear(plan: &mut Plan, desired: &Desired<'_>, observed: &Observed, now: Timestamp) -> bool {
-    take_cleanup_outcomes(plan, observed);
+    take_cleanup_outcomes(plan, observed, now);
     if !clear_sandboxes(plan, observed, now) || !clear_workspace(plan, desired, observed, now) {
         return false;
     }
@@ -96,13 +97,23 @@ fn clear_workspace(plan: &mut Plan, desired: &Desired<'_>, observed: &Observed, 
 }
 
 /// Takes in where unpushed work was kept, and forgets effects of the clean-up that succeeded.
-fn take_cleanup_outcomes(plan: &mut Plan, observed: &Observed) {
+fn take_cleanup_outcomes(plan: &mut Plan, observed: &Observed, now: Timestamp) {
     for (id, outcome) in &observed.outcomes {
         match (&id.0, outcome) {
             (Action::Rescue { .. }, Ok(Outcome::Rescued(kept))) => {
                 let workspace = plan.status.workspace.get_or_insert_with(WorkspaceStatus::default);
                 workspace.rescued = true;
                 workspace.rescue_ref.clone_from(kept);
+                plan.taken.insert(id.clone());
+            }
+            // The remote had it before the end could break the push off: the record says what is there.
+            (Action::Push { .. }, Ok(Outcome::Pushed(Pushed::Verified(sha)))) if ending(&plan.status) != Some(Ending::Completed) => {
+                if let Some(push) = plan.status.push.as_mut() {
+                    push.sha = Some(sha.to_string());
+                    push.verified_at = Some(MicroTime(now));
+                }
+                let text = format!("the remote had {sha} before the agent was ended");
+                condition::set(&mut plan.status.conditions, condition::PUSHED, false, reason::KILLED, &text, now);
                 plan.taken.insert(id.clone());
             }
             // Failures stay until their action is started again: they space the tries and say why nothing moves.

@@ -40,6 +40,10 @@ const CONNECTIONS_MAX: usize = 4;
 const HEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// Changes that a slow listener may lag behind before it is told that it missed some.
 const CHANGES_KEPT: usize = 1024;
+/// How long a launcher may take to write its last word after init is gone, before the end is told all the same.
+const LAST_WORD_PATIENCE: Duration = Duration::from_secs(1);
+/// Pause between two looks for it.
+const LAST_WORD_PAUSE: Duration = Duration::from_millis(1);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -230,6 +234,11 @@ async fn watch_end(shared: Arc<Shared>, link: Arc<RunLink>) {
             _ = gone(handle) => {}
             _ = quit.wait_for(|quit| *quit) => return,
         }
+    }
+    // The launcher's last word belongs to the end; it lets go of the lock after it.
+    let give_up_at = tokio::time::Instant::now() + LAST_WORD_PATIENCE;
+    while link.folder.is_held().unwrap_or(false) && tokio::time::Instant::now() < give_up_at {
+        tokio::time::sleep(LAST_WORD_PAUSE).await;
     }
     shared.changed(&link.run.uid);
 }

@@ -6,6 +6,7 @@
 //!
 //! It needs root so far. What is enforced is looked at from inside (`inside::confine`) and reported in `isolation`.
 
+pub mod cgroup;
 mod create;
 pub mod folder;
 pub mod init_binary;
@@ -13,19 +14,23 @@ pub mod kill;
 mod observe;
 mod result;
 mod stop;
+pub mod watchdog;
 
 pub use init_binary::find_init;
 
+use crate::api::agent::Driver;
 use crate::api::names::{Attempt, Epoch, RunId, Uid};
 use crate::api::validate::Limits;
 use crate::inside::wire::{FILE_SESSION, FILE_SPEC, FILE_WAIT, Identity, WaitReport};
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
+use crate::sandbox::limits::{self, Means};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::{RunSpec, Sandbox, SandboxError};
 use crate::tools::ToolRoot;
+use cgroup::Hierarchies;
 use folder::{RunFolder, Session, StoredSpec, log_path, remove_tree, short, write_durable};
 use futures::future::BoxFuture;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -60,6 +65,8 @@ pub struct ProcessConfig {
     pub sandbox_uid: u32,
     /// Folders of tools that every sandbox sees, read-only (`tools::resolve`).
     pub tool_roots: Vec<ToolRoot>,
+    /// Primitives of isolation (`inside::confine`) and limits (`sandbox::limits`) without which sandboxes start all the same.
+    pub allow_missing: Vec<String>,
     /// Without a renewal for so long a sandbox ends itself.
     pub lease: Duration,
     /// How long `stop` looks for the end before it says that it could not see it.
@@ -79,6 +86,7 @@ impl ProcessConfig {
             init: init.into(),
             sandbox_uid: SANDBOX_UID,
             tool_roots: Vec::new(),
+            allow_missing: Vec::new(),
             lease: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(5),
             start_timeout: Duration::from_secs(20),
@@ -95,6 +103,7 @@ pub struct ProcessSandbox {
 struct Inner {
     config: ProcessConfig,
     link: LinkServer,
+    hierarchies: Hierarchies,
     known: Mutex<BTreeMap<RunId, Arc<Run>>>,
     /// A lock of its own: it is held while the disk works, and nobody who stops or looks may wait for that.
     fences: Mutex<Fences>,
@@ -119,6 +128,7 @@ struct Run {
     /// Its end never changes once it was seen.
     ended: OnceLock<RunEnd>,
     progress: Mutex<observe::ProgressCursor>,
+    watch: Mutex<watchdog::Watch>,
 }
 
 impl Run {
@@ -148,10 +158,22 @@ impl ProcessSandbox {
             let text = "the process sandbox needs root so far: run mosaic as root";
             return Err(SandboxError::Unsupported(text.to_owned()));
         }
+        if !config.allow_missing.is_empty() {
+            tracing::warn!(
+                missing = config.allow_missing.join(", "),
+                "sandboxes may start without these primitives of isolation and limits"
+            );
+        }
         init_binary::check(&config.init).map_err(|e| SandboxError::Unsupported(e.to_string()))?;
         let inner = Inner::open(config).map_err(|e| SandboxError::CannotObserve(format!("failed to open the driver's folders: {e}")))?;
+        let refusals = limits::refusals(Driver::Process, &inner.means(), &inner.config.allow_missing);
+        if !refusals.is_empty() {
+            return Err(SandboxError::Unsupported(refusals.join("; ")));
+        }
         inner.test_itself()?;
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        watchdog::start(&inner).map_err(|e| SandboxError::Unsupported(format!("failed to start the thread that watches limits: {e}")))?;
+        Ok(Self { inner })
     }
 
     /// Tells of every run that ended, by the agent's uid; of a start the end of `ensure` tells. Messages may be missed; look with `observe`.
@@ -211,7 +233,8 @@ impl Inner {
         }
         config.state = fs::canonicalize(&config.state)?;
         let link = LinkServer::start()?;
-        let inner = Self { config, link, known: Mutex::default(), fences: Mutex::default() };
+        let hierarchies = Hierarchies::find(&config.installation, &config.state);
+        let inner = Self { config, link, hierarchies, known: Mutex::default(), fences: Mutex::default() };
         inner.read_fences()?;
         for entry in fs::read_dir(inner.config.state.join("runs"))? {
             let entry = entry?;
@@ -220,7 +243,15 @@ impl Inner {
             }
         }
         inner.link.raise_epoch(inner.fences().epoch);
+        let known: BTreeSet<String> = inner.known().keys().map(short).collect();
+        inner.hierarchies.sweep(&known);
         Ok(inner)
+    }
+
+    /// What bounds sandboxes here.
+    fn means(&self) -> Means {
+        let has = |controller| self.hierarchies.has(controller);
+        Means { memory: has("memory"), pids: has("pids"), cpu: has("cpu") }
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {
@@ -244,6 +275,7 @@ impl Inner {
             making: Mutex::default(),
             ended: OnceLock::new(),
             progress: Mutex::default(),
+            watch: Mutex::default(),
         })
     }
 

@@ -4,7 +4,7 @@ use super::error::Problem;
 use super::request::{JsonBody, Query, decode, unknown_fields};
 use super::view::{AgentList, AgentView, STATES, Written};
 use super::{Ctx, ServerState, watch};
-use crate::api::names::{AgentName, FINALIZER, GROUP, Namespace, Uid, VERSION};
+use crate::api::names::{ANNOTATION_APPROVE_TAMPER, AgentName, FINALIZER, GROUP, Namespace, Uid, VERSION};
 use crate::api::schema;
 use crate::store::{Key, Kind, Record, StoreError};
 use axum::Json;
@@ -224,8 +224,13 @@ impl Manifest {
             namespace: state.namespace(namespace.or(meta.namespace))?,
             name,
             labels: meta.labels.unwrap_or_default(),
-            // Ours say who asked for what; nobody else writes them.
-            annotations: meta.annotations.unwrap_or_default().into_iter().filter(|(k, _)| !k.starts_with(GROUP)).collect(),
+            // Ours say who asked for what; nobody else writes them. A person's approval is the one that a person writes.
+            annotations: meta
+                .annotations
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|(k, _)| !k.starts_with(GROUP) || k == ANNOTATION_APPROVE_TAMPER)
+                .collect(),
             spec: pruned["spec"].take(),
         })
     }

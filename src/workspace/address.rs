@@ -2,8 +2,10 @@
 //!
 //! A path (or `file://`) counts only beneath the folders that the operator allows, after all links are resolved, and never in the
 //! state folder. A `.git` file or `commondir` that leads elsewhere is followed and judged too. Credentials in an address are refused:
-//! they would end up in status, logs and audit.
+//! they would end up in status, logs and audit. Host, user, port and path of a network address go on to programs and to the operator's
+//! prefixes, so there is one spelling of each, and nothing in it that any of them could read as something else.
 
+use super::access::Access;
 use super::error::WorkspaceError;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,8 @@ pub(super) struct Remote {
     pub(super) protocol: &'static str,
     /// As the record has it, for messages.
     pub(super) given: String,
+    /// How it may be reached, for a network address.
+    pub(super) access: Access,
 }
 
 /// Which paths may be used.
@@ -43,8 +47,7 @@ pub(super) fn parse(allowed: &Allowed, given: &str) -> Result<Remote, WorkspaceE
         return local(allowed, given, given);
     }
     match given.split_once("://") {
-        Some(("https", rest)) => network(given, "https", rest),
-        Some(("ssh", rest)) => network(given, "ssh", rest),
+        Some(("https" | "ssh", _)) => network(given),
         Some(("http", _)) => Err(bad(given, "http:// is neither private nor authentic; write https://")),
         Some((scheme, _)) => Err(bad(given, &format!("{scheme}:// is not supported; write https://, ssh://, file:// or an absolute path"))),
         None if given.contains("::") => {
@@ -82,20 +85,59 @@ fn decode(given: &str, path: &str) -> Result<String, WorkspaceError> {
     String::from_utf8(bytes).map_err(|_| bad(given, "the path is not UTF-8"))
 }
 
-/// `https` and `ssh`: host, no password, nothing that could be an option or a shell word.
-fn network(given: &str, protocol: &'static str, rest: &str) -> Result<Remote, WorkspaceError> {
+fn network(given: &str) -> Result<Remote, WorkspaceError> {
+    let (protocol, url) = canonical(given).map_err(|why| bad(given, why))?;
+    Ok(Remote { url, protocol, given: given.to_owned(), access: Access::default() })
+}
+
+/// The protocol and the one spelling of an `https://` or `ssh://` address: host in small letters, no default port, no slash at the end.
+pub(crate) fn canonical(given: &str) -> Result<(&'static str, String), &'static str> {
+    const PLAIN: &str = "write scheme://host/path in plain characters";
+    let (protocol, default_port, rest) = match given.split_once("://") {
+        Some(("https", rest)) => ("https", 443, rest),
+        Some(("ssh", rest)) => ("ssh", 22, rest),
+        _ => return Err("write https://host/path or ssh://user@host/path"),
+    };
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
+    let (user, endpoint) = authority.rsplit_once('@').map_or((None, authority), |(user, endpoint)| (Some(user), endpoint));
     if user.is_some_and(|user| protocol == "https" || user.contains(':')) {
-        return Err(bad(given, "credentials do not belong into an address; remove them"));
+        return Err("credentials do not belong into an address; remove them");
     }
-    let plain = |text: &str| text.bytes().all(|b| b.is_ascii_graphic() && !b"\"'`\\<>|;$(){}".contains(&b));
-    let edge = |text: &str| text.is_empty() || text.starts_with('-');
-    if edge(host) || user.is_some_and(edge) || path.is_empty() || !plain(given) {
-        return Err(bad(given, "write scheme://host/path in plain characters"));
+    let word =
+        |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) && !text.is_empty() && !text.starts_with('-');
+    let (host, port) = host_and_port(endpoint).ok_or(PLAIN)?;
+    let path = path.trim_end_matches('/');
+    if user.is_some_and(|user| !word(user)) || path.is_empty() || !path.split('/').all(is_plain_segment) {
+        return Err(PLAIN);
     }
-    let url = given.trim_end_matches('/').to_owned();
-    Ok(Remote { url, protocol, given: given.to_owned() })
+    let user = user.map(|user| format!("{user}@")).unwrap_or_default();
+    let port = port.filter(|port| *port != default_port).map(|port| format!(":{port}")).unwrap_or_default();
+    Ok((protocol, format!("{protocol}://{user}{}{port}/{path}", host.to_ascii_lowercase())))
+}
+
+/// `host`, `host:port`, `[address]` or `[address]:port`.
+fn host_and_port(endpoint: &str) -> Option<(&str, Option<u16>)> {
+    let end = if endpoint.starts_with('[') { endpoint.find(']')? + 1 } else { endpoint.find(':').unwrap_or(endpoint.len()) };
+    let (host, rest) = endpoint.split_at(end);
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b)) && !host.is_empty() && !host.starts_with(['-', '.']),
+    };
+    let port = match rest.strip_prefix(':') {
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => Some(digits.parse().ok().filter(|port| *port != 0)?),
+        Some(_) => return None,
+        None if rest.is_empty() => None,
+        None => return None,
+    };
+    is_host.then_some((host, port))
+}
+
+/// One part of a path: no way up, also not in disguise, and no character with a meaning in an address or a shell.
+fn is_plain_segment(segment: &str) -> bool {
+    let plain = segment.bytes().all(|b| b.is_ascii_graphic() && !b"\"'`\\<>|;$(){}?#*&!^[]".contains(&b));
+    let lower = segment.to_ascii_lowercase();
+    let disguised = ["%2e", "%2f", "%5c", "%25", "%0", "%1"].iter().any(|code| lower.contains(code));
+    plain && !disguised && !matches!(segment, "" | "." | "..") && !segment.starts_with('-')
 }
 
 fn local(allowed: &Allowed, given: &str, path: &str) -> Result<Remote, WorkspaceError> {
@@ -125,7 +167,7 @@ fn local(allowed: &Allowed, given: &str, path: &str) -> Result<Remote, Workspace
         return Err(not_found(given, "it is not a git repository; make one with `git init`"));
     }
     let url = found.to_str().ok_or_else(|| bad(given, "its canonical path is not UTF-8"))?.to_owned();
-    Ok(Remote { url, protocol: "file", given: given.to_owned() })
+    Ok(Remote { url, protocol: "file", given: given.to_owned(), access: Access::default() })
 }
 
 /// The folder with HEAD: `.git` of a work tree, what a `.git` file names, or the bare repository itself.

@@ -79,6 +79,30 @@ pub enum WorkspaceError {
         /// The last words of the `git` program.
         words: String,
     },
+    /// The remote was reached, and one side did not want the other.
+    #[error("failed to {what} {repository:?}: {}; {words}; {note}", cause.sentence())]
+    RemoteRefused {
+        /// Verb with preposition.
+        what: &'static str,
+        /// As the record has it.
+        repository: String,
+        /// Who refused whom.
+        cause: RemoteCause,
+        /// The last words of the `git` program.
+        words: String,
+        /// Which part of the operator's configuration counted.
+        note: String,
+    },
+    /// The remote said nothing for too long.
+    #[error("failed to {what} {repository:?}: it was silent for {limit:?}, so it was given up")]
+    RemoteSilent {
+        /// Verb with preposition.
+        what: &'static str,
+        /// As the record has it.
+        repository: String,
+        /// How long.
+        limit: Duration,
+    },
     /// The remote did not answer in time.
     #[error("failed to {what} {repository:?}: no end after {limit:?}, so it was stopped")]
     RemoteTimeout {
@@ -159,6 +183,29 @@ pub enum WorkspaceError {
     },
 }
 
+/// Why a remote that answers cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteCause {
+    /// It did not accept our credential, or there is none.
+    Credential,
+    /// We do not trust its certificate or host key.
+    Trust,
+    /// It sends us elsewhere.
+    Redirect,
+}
+
+impl RemoteCause {
+    fn sentence(self) -> &'static str {
+        match self {
+            Self::Credential => "the credential was refused or is missing",
+            Self::Trust => {
+                "the host is not trusted: its certificate is expired, for another name or by an unknown authority, or its host key is not the known one"
+            }
+            Self::Redirect => "it redirects elsewhere, which is not followed: write the address where the repository is",
+        }
+    }
+}
+
 impl WorkspaceError {
     /// One of `condition::reason`.
     #[must_use]
@@ -171,6 +218,10 @@ impl WorkspaceError {
             Self::BranchNotFound { .. } | Self::NoDefaultBranch { .. } => reason::BRANCH_NOT_FOUND,
             Self::BranchInTheWay { .. } => reason::BRANCH_TAKEN,
             Self::Remote { .. } | Self::RemoteTimeout { .. } => reason::REMOTE_UNAVAILABLE,
+            Self::RemoteSilent { .. } => reason::REMOTE_SILENT,
+            Self::RemoteRefused { cause: RemoteCause::Credential, .. } => reason::CREDENTIAL_REFUSED,
+            Self::RemoteRefused { cause: RemoteCause::Trust, .. } => reason::HOST_NOT_TRUSTED,
+            Self::RemoteRefused { cause: RemoteCause::Redirect, .. } => reason::REMOTE_REDIRECTED,
             Self::BadFile { .. } | Self::BadTree { .. } => reason::INVALID_SPEC,
             Self::Unusable(_)
             | Self::CommitMissing { .. }
@@ -192,11 +243,13 @@ impl WorkspaceError {
             | Self::BranchNotFound { .. }
             | Self::NoDefaultBranch { .. }
             | Self::BranchInTheWay { .. }
+            | Self::RemoteRefused { .. }
             | Self::BadFile { .. }
             | Self::BadTree { .. } => true,
             Self::Unusable(_)
             | Self::Remote { .. }
             | Self::RemoteTimeout { .. }
+            | Self::RemoteSilent { .. }
             | Self::CommitMissing { .. }
             | Self::OlderAttempt { .. }
             | Self::NoTree { .. }

@@ -4,7 +4,6 @@
 //! crash has the same id.
 
 use super::Workspaces;
-use super::address;
 use super::conflict;
 use super::error::WorkspaceError;
 use super::repository::{Pair, Writer, clean_message, oid, seconds, signature};
@@ -15,7 +14,7 @@ use git2::{Commit, Index, MergeOptions, Repository};
 
 /// See [`Workspaces::integrate`].
 pub(super) fn integrate(workspaces: &Workspaces, spec: &IntegrateSpec) -> Result<Integrated, WorkspaceError> {
-    let remote = address::parse(&workspaces.allowed, &spec.repository)?;
+    let remote = workspaces.remote(&spec.namespace, &spec.repository)?;
     let refs = workspaces.git.look(&remote, Some(&[&spec.base_branch]))?;
     let Some(tip) = refs.branches.get(&spec.base_branch) else {
         let advice = "it was there before; push it again, or delete this agent".to_owned();

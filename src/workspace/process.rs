@@ -39,7 +39,12 @@ pub fn stoppable<T>(stop: Arc<AtomicBool>, work: impl FnOnce() -> T) -> T {
     work()
 }
 
-fn is_stopped() -> bool {
+/// Does work on this thread whatever the flag says: a last look at what was broken off.
+pub(super) fn unstoppable<T>(work: impl FnOnce() -> T) -> T {
+    stoppable(Arc::default(), work)
+}
+
+pub(super) fn is_stopped() -> bool {
     STOP.with_borrow(|stop| stop.as_ref().is_some_and(|stop| stop.load(Ordering::SeqCst)))
 }
 

@@ -3,13 +3,17 @@
 //! Doing it again after a crash or a lost reply finds the ref at its value and pushes nothing. A failure that leaves open what happened
 //! is answered by another look, never by another push.
 
-use super::Workspaces;
-use super::address::{self, Remote};
+use super::address::Remote;
 use super::error::WorkspaceError;
 use super::remote::RemoteRefs;
 use super::repository::{Pair, oid};
 use super::types::PushSpec;
+use super::{Workspaces, process};
 use crate::plan::observed::Pushed;
+use std::time::Duration;
+
+/// Longest last look at a push that was broken off.
+const LAST_LOOK: Duration = Duration::from_secs(2);
 
 /// Ref of the work repository that remembers what an agent delivered.
 pub(super) fn pushed_ref(uid: &crate::api::names::Uid) -> String {
@@ -18,7 +22,7 @@ pub(super) fn pushed_ref(uid: &crate::api::names::Uid) -> String {
 
 /// See [`Workspaces::push`].
 pub(super) fn push(workspaces: &Workspaces, spec: &PushSpec) -> Result<Pushed, WorkspaceError> {
-    let remote = address::parse(&workspaces.allowed, &spec.repository)?;
+    let remote = workspaces.remote(&spec.namespace, &spec.repository)?;
     let pair = Pair::of(workspaces, &spec.namespace, &spec.repository);
     let expected_old = if spec.target == spec.base_branch { Some(&spec.base) } else { spec.expected_old.as_ref() };
     let before = look(workspaces, &remote, spec)?;
@@ -39,7 +43,11 @@ pub(super) fn push(workspaces: &Workspaces, spec: &PushSpec) -> Result<Pushed, W
     }
     pair.commit(&pair.open_work()?, &spec.head)?;
     let reply = workspaces.git.push(&pair.work, &remote, &spec.head, &spec.target, expected_old);
-    let after = look(workspaces, &remote, spec)?;
+    let after = match process::is_stopped() {
+        // It may have arrived before it could be broken off; a short look, as somebody waits for the end.
+        true => process::unstoppable(|| workspaces.git.look_within(&remote, Some(&[&spec.base_branch, &spec.target]), LAST_LOOK))?,
+        false => look(workspaces, &remote, spec)?,
+    };
     let present = after.branches.get(&spec.target);
     if present == Some(&spec.head) {
         return verified(&pair, spec);

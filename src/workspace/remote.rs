@@ -8,11 +8,15 @@
 //! hooks get no more rights than their owner has, and no file of root's stays behind in it. Where that user could not reach it, our own
 //! user serves it; git refuses that unless `safe.directory` allows it, and heeds that only in a file. So there is one file of ours with
 //! just that line; the operator's `--local-repos` is what really decides.
+//!
+//! Over the network the operator's configuration says how a remote is reached (`access.rs`); what `git` then says of it becomes an error
+//! with a reason, in which no credential appears even if the remote repeats it.
 
+use super::access::Access;
 use super::address::Remote;
-use super::error::{WorkspaceError, io};
+use super::error::{RemoteCause, WorkspaceError, io};
 use super::{owner, process};
-use crate::api::names::{Branch, CommitId};
+use crate::api::names::{Branch, CommitId, Secret};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -34,9 +38,29 @@ const STORE_REFUSED: &[&str] = &["(unpacker error)", "(failed to update ref)", "
 const STORE_BROKEN: &[&str] =
     &["unable to create", "no space left", "read-only file system", "permission denied", "input/output error", "disk quota exceeded"];
 
-/// What git calls an error in old histories, but is harmless and found in well-known repositories.
-const FSCK_TOLERATED: &[&str] =
-    &["zeroPaddedFilemode", "missingSpaceBeforeDate", "missingSpaceBeforeEmail", "missingNameBeforeEmail", "badTimezone", "missingEmail"];
+/// What git calls an error in old histories, but is harmless and found in well-known repositories; and what it calls one in files of
+/// submodules and attributes, which nothing here ever acts upon. Were those an error, one branch on the remote could stop every fetch.
+const FSCK_TOLERATED: &[&str] = &[
+    "zeroPaddedFilemode",
+    "missingSpaceBeforeDate",
+    "missingSpaceBeforeEmail",
+    "missingNameBeforeEmail",
+    "badTimezone",
+    "missingEmail",
+    "gitmodulesBlob",
+    "gitmodulesLarge",
+    "gitmodulesMissing",
+    "gitmodulesName",
+    "gitmodulesParse",
+    "gitmodulesPath",
+    "gitmodulesSymlink",
+    "gitmodulesUpdate",
+    "gitmodulesUrl",
+    "gitattributesBlob",
+    "gitattributesLarge",
+    "gitattributesLineLength",
+    "gitattributesMissing",
+];
 
 /// The `git` program and how it is run.
 #[derive(Debug)]
@@ -46,6 +70,8 @@ pub(super) struct Git {
     setpriv: Option<PathBuf>,
     configuration: PathBuf,
     timeout: Duration,
+    askpass: PathBuf,
+    silence: Duration,
 }
 
 /// What a remote has.
@@ -83,8 +109,8 @@ impl Git {
         })?;
         let configuration = folder.join("git.config");
         std::fs::write(&configuration, "[safe]\n\tdirectory = *\n").map_err(io("write", &configuration))?;
-        let git = Self { program, path, setpriv, configuration, timeout };
-        let remote = Remote { url: String::new(), protocol: "file", given: "git --version".to_owned() };
+        let git = Self { program, path, setpriv, configuration, timeout, askpass: PathBuf::from("/bin/false"), silence: timeout };
+        let remote = Remote { url: String::new(), protocol: "file", given: "git --version".to_owned(), access: Access::default() };
         let told = git.run("ask", &remote, None, &["--version".into()], VERSION_TIMEOUT)?;
         if version(&told.stdout).is_none_or(|version| version < VERSION_MIN) {
             let text = format!("{} is {:?}: install git 2.32 or newer", git.program.display(), told.stdout.trim());
@@ -93,8 +119,24 @@ impl Git {
         Ok(git)
     }
 
+    /// With the program that answers for a credential, and how long a remote over the network may be silent.
+    pub(super) fn with_network(self, askpass: &Path, silence: Duration) -> Self {
+        Self { askpass: askpass.to_owned(), silence, ..self }
+    }
+
+    /// How long a look may take: twice the silence over the network, where nothing but our deadline ends a server that accepts and then
+    /// never speaks. It answers within a few packets.
+    fn look_timeout(&self, remote: &Remote) -> Duration {
+        if remote.protocol == "file" { self.timeout } else { self.timeout.min(self.silence * 2) }
+    }
+
     /// Looks at the remote: its default branch, and those of `branches` that exist (`None`: all).
     pub(super) fn look(&self, remote: &Remote, branches: Option<&[&Branch]>) -> Result<RemoteRefs, WorkspaceError> {
+        self.look_within(remote, branches, self.timeout)
+    }
+
+    /// As `look`, with a time limit of its own.
+    pub(super) fn look_within(&self, remote: &Remote, branches: Option<&[&Branch]>, limit: Duration) -> Result<RemoteRefs, WorkspaceError> {
         let mut arguments: Vec<OsString> = vec!["ls-remote".into(), "--symref".into()];
         arguments.extend(self.serve_as_owner(remote, "--upload-pack", "git-upload-pack"));
         arguments.push("--end-of-options".into());
@@ -104,9 +146,9 @@ impl Git {
             Some(branches) => arguments.extend(branches.iter().map(|branch| branch.full_ref().into())),
             None => arguments.push("refs/heads/*".into()),
         }
-        let told = self.run("look at", remote, None, &arguments, self.timeout)?;
+        let told = self.run("look at", remote, None, &arguments, limit.min(self.look_timeout(remote)))?;
         if !told.succeeded {
-            return Err(failed("look at", remote, &told));
+            return Err(self.failed("look at", remote, &told));
         }
         read_refs(remote, &told.stdout)
     }
@@ -131,7 +173,7 @@ impl Git {
         arguments.extend(self.serve_as_owner(remote, "--upload-pack", "git-upload-pack"));
         arguments.extend(["--end-of-options".into(), remote.url.clone().into(), "+refs/heads/*:refs/remotes/origin/*".into()]);
         let told = self.run("fetch from", remote, Some(base), &arguments, self.timeout)?;
-        if told.succeeded { Ok(()) } else { Err(failed("fetch from", remote, &told)) }
+        if told.succeeded { Ok(()) } else { Err(self.failed("fetch from", remote, &told)) }
     }
 
     /// Pushes one commit to one ref, if that still has its old value.
@@ -155,6 +197,9 @@ impl Git {
         let broken = rejected.iter().any(|line| STORE_REFUSED.iter().any(|words| line.contains(words)))
             && STORE_BROKEN.iter().any(|words| loud.contains(words));
         let refused = !rejected.is_empty() && !broken;
+        if !told.succeeded && !refused && remote.protocol != "file" {
+            return Err(self.failed("push to", remote, &told));
+        }
         let status = told.stdout.lines().filter(|line| line.starts_with('!')).filter_map(|line| line.split('\t').nth(2));
         let said = told.stderr.lines().filter_map(|line| line.strip_prefix("remote: ")).map(str::trim_end);
         let mut words: Vec<&str> = if refused { said.chain(status).collect() } else { told.stderr.lines().collect() };
@@ -174,14 +219,15 @@ impl Git {
         })
     }
 
-    fn command(&self, remote: &Remote, git_dir: Option<&Path>, arguments: &[OsString]) -> Command {
+    /// The command, and what must appear in no message.
+    fn command(&self, remote: &Remote, git_dir: Option<&Path>, arguments: &[OsString]) -> Result<(Command, Vec<Secret>), WorkspaceError> {
         let mut command = Command::new(&self.program);
         command.env_clear().current_dir("/");
         command.env("PATH", &self.path).env("HOME", "/nonexistent").env("XDG_CONFIG_HOME", "/nonexistent").env("LC_ALL", "C");
         command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", &self.configuration).env("GIT_ATTR_NOSYSTEM", "1");
         command.env("GIT_TERMINAL_PROMPT", "0").env("GIT_ASKPASS", "/bin/false").env("SSH_ASKPASS", "/bin/false");
         command.env("GIT_PROTOCOL_FROM_USER", "0").env("GIT_NO_REPLACE_OBJECTS", "1").env("GIT_OPTIONAL_LOCKS", "0");
-        command.env("GIT_CEILING_DIRECTORIES", "/").env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes");
+        command.env("GIT_CEILING_DIRECTORIES", "/").env("GIT_SSH_COMMAND", "/bin/false");
         let settings = [
             "protocol.allow=never",
             "core.hooksPath=/dev/null",
@@ -206,9 +252,13 @@ impl Git {
         for setting in settings {
             command.args(["-c", setting]);
         }
+        for setting in remote.access.settings(remote, self.silence) {
+            command.args(["-c", &setting]);
+        }
         command.arg("-c").arg(format!("protocol.{}.allow=always", remote.protocol));
         command.args(arguments);
-        command
+        let secrets = remote.access.equip(&mut command, remote, &self.askpass, self.silence)?;
+        Ok((command, secrets))
     }
 
     fn run(
@@ -219,14 +269,80 @@ impl Git {
         arguments: &[OsString],
         limit: Duration,
     ) -> Result<Finished, WorkspaceError> {
-        let command = self.command(remote, git_dir, arguments);
+        let (command, secrets) = self.command(remote, git_dir, arguments)?;
         let ended = process::run(command, OUTPUT_BYTES_MAX, Instant::now() + limit).map_err(io("run", &self.program))?;
         let Some(ended) = ended else {
             return Err(WorkspaceError::RemoteTimeout { what, repository: remote.given.clone(), limit });
         };
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let text = |bytes: Vec<u8>| {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            secrets.iter().fold(text, |text, secret| text.replace(secret.expose(), "(credential)"))
+        };
         Ok(Finished { succeeded: ended.status.success(), stdout: text(ended.stdout), stderr: text(ended.stderr) })
     }
+
+    fn failed(&self, what: &'static str, remote: &Remote, told: &Finished) -> WorkspaceError {
+        let lines: Vec<_> = told.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let (repository, words) = (remote.given.clone(), capped(&lines.join("; ")));
+        if remote.protocol == "file" {
+            return WorkspaceError::Remote { what, repository, words };
+        }
+        // What the remote itself says is only quoted: it must not choose the reason.
+        let own = lines.iter().filter(|line| !line.starts_with("remote:"));
+        match own.filter_map(|line| cause(line)).next() {
+            Some(Cause::Refused(cause)) => {
+                WorkspaceError::RemoteRefused { what, repository, cause, words, note: remote.access.note.clone() }
+            }
+            Some(Cause::Silent) => WorkspaceError::RemoteSilent { what, repository, limit: self.silence },
+            Some(Cause::Absent) => WorkspaceError::NotFound { repository, why: format!("{words}; {}", remote.access.note) },
+            None => WorkspaceError::Remote { what, repository, words },
+        }
+    }
+}
+
+/// What a line of `git`'s, curl's or ssh's says of a remote over the network.
+enum Cause {
+    Refused(RemoteCause),
+    Silent,
+    Absent,
+}
+
+fn cause(line: &str) -> Option<Cause> {
+    let table: [(&[&str], Cause); 5] = [
+        (
+            &[
+                "certificate verification failed",
+                "server verification failed",
+                "SSL certificate problem",
+                "SSL: no alternative certificate",
+                "SSL: certificate subject name",
+                "error reading ca cert",
+                "error setting certificate",
+                "Host key verification failed",
+                "REMOTE HOST IDENTIFICATION HAS CHANGED",
+                "host key is known for",
+            ],
+            Cause::Refused(RemoteCause::Trust),
+        ),
+        (&["returned error: 30"], Cause::Refused(RemoteCause::Redirect)),
+        (
+            &[
+                "Authentication failed",
+                "could not read Username",
+                "could not read Password",
+                "returned error: 401",
+                "returned error: 403",
+                "Permission denied (",
+            ],
+            Cause::Refused(RemoteCause::Credential),
+        ),
+        (
+            &["Operation too slow", "Operation timed out", "Connection timed out", "Timeout, server", "timed out during banner"],
+            Cause::Silent,
+        ),
+        (&["returned error: 404", "not found", "does not appear to be a git repository"], Cause::Absent),
+    ];
+    table.into_iter().find(|(texts, _)| texts.iter().any(|text| line.contains(text))).map(|(_, cause)| cause)
 }
 
 /// What `git ls-remote` and `git log --oneline` print of one branch of a repository on this machine: proof in git's own words, for people.
@@ -235,11 +351,11 @@ impl Git {
 pub fn report(folder: &Path, repository: &Path, branch: &Branch) -> Result<[String; 2], WorkspaceError> {
     let git = Git::find(folder, VERSION_TIMEOUT)?;
     let shown = repository.display().to_string();
-    let remote = Remote { url: shown.clone(), protocol: "file", given: shown.clone() };
+    let remote = Remote { url: shown.clone(), protocol: "file", given: shown.clone(), access: Access::default() };
     let ask = |git_dir: Option<&Path>, arguments: &[&str]| {
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
         let told = git.run("look at", &remote, git_dir, &arguments, VERSION_TIMEOUT)?;
-        if told.succeeded { Ok(told.stdout.trim_end().to_owned()) } else { Err(failed("look at", &remote, &told)) }
+        if told.succeeded { Ok(told.stdout.trim_end().to_owned()) } else { Err(git.failed("look at", &remote, &told)) }
     };
     Ok([
         ask(None, &["ls-remote", "--end-of-options", &shown, &branch.full_ref()])?,
@@ -282,11 +398,6 @@ fn read_refs(remote: &Remote, text: &str) -> Result<RemoteRefs, WorkspaceError> 
         }
     }
     Ok(refs)
-}
-
-fn failed(what: &'static str, remote: &Remote, told: &Finished) -> WorkspaceError {
-    let words: Vec<_> = told.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    WorkspaceError::Remote { what, repository: remote.given.clone(), words: capped(&words.join("; ")) }
 }
 
 /// Without control characters except line ends, at most `WORDS_BYTES_MAX`.

@@ -1,7 +1,6 @@
 //! The repository at admission: which branch, which commits, who may say what the gates are. And its files, read from our copies.
 
 use super::Workspaces;
-use super::address;
 use super::error::WorkspaceError;
 use super::remote::RemoteRefs;
 use super::repository::Pair;
@@ -21,7 +20,7 @@ pub(super) fn resolve(
     branch: Option<&Branch>,
     target: &Branch,
 ) -> Result<ResolvedRepository, WorkspaceError> {
-    let remote = address::parse(&workspaces.allowed, repository)?;
+    let remote = workspaces.remote(namespace, repository)?;
     let refs = workspaces.git.look(&remote, None)?;
     if refs.branches.is_empty() {
         return Err(WorkspaceError::Empty { repository: repository.to_owned() });

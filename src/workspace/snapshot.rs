@@ -2,6 +2,7 @@
 //! gives the same id whenever it is read.
 
 use super::Workspaces;
+use super::candidate;
 use super::error::{WorkspaceError, io};
 use super::files;
 use super::place::{Place, Stage};
@@ -38,6 +39,10 @@ pub(super) fn take(workspaces: &Workspaces, spec: &SnapshotSpec<'_>) -> Result<S
         let unresolved = unresolved(&opened, &made, &base, spec.conflicts);
         if !unresolved.is_empty() {
             return Ok(Snapshot::Unresolved(unresolved));
+        }
+        let refused = candidate::check(&pair, &opened, &base, &made)?;
+        if !refused.is_empty() {
+            return Ok(Snapshot::Refused(refused));
         }
         let signature = signature(workspaces, seconds(spec.date))?;
         let commit: CommitId = writer.commit(&opened, &signature, &clean_message(&spec.message), id, &[&parent])?;

@@ -1,5 +1,6 @@
 //! Settings, and what the callers hand in and get back.
 
+use super::access::RemoteAccess;
 use crate::api::names::{Attempt, Branch, CommitId, Namespace, Uid};
 use k8s_openapi::jiff::Timestamp;
 use std::path::PathBuf;
@@ -70,6 +71,12 @@ pub struct WorkspaceConfig {
     pub tree_mode: TreeModeWish,
     /// Longest time for one fetch, look or push.
     pub remote_timeout: Duration,
+    /// A remote over the network that is silent for so long is given up.
+    pub remote_silence: Duration,
+    /// How remotes over the network may be reached.
+    pub remotes: Vec<RemoteAccess>,
+    /// The `mosaic` program, which `git` asks for a credential.
+    pub askpass: PathBuf,
     /// What one tree may hold.
     pub limits: SnapshotLimits,
 }

@@ -257,7 +257,7 @@ async fn the_demo_pushes_what_a_gate_passed_and_does_so_again() {
         demos.sort_unstable();
         assert_eq!(demos.len(), round);
         let newest = demos.last().unwrap();
-        let remote = git2::Repository::open_bare(newest.join("work/roman.git")).unwrap();
+        let remote = git2::Repository::open_bare(newest.join("sample/roman.git")).unwrap();
         let branches: Vec<String> = remote.references_glob("refs/heads/mosaic/*").unwrap().names().map(|n| n.unwrap().to_owned()).collect();
         assert_eq!(branches.len(), 1);
         let commit = remote.find_reference(&branches[0]).unwrap().peel_to_commit().unwrap();

@@ -5,5 +5,7 @@ mod concurrency;
 mod crash;
 mod harness;
 mod kills;
+mod limits;
 mod mistakes;
+mod remotes;
 mod rounds;

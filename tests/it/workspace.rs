@@ -3,7 +3,9 @@
 mod address;
 mod crash;
 mod fixture;
+mod hostile;
 mod integrate;
+mod network;
 mod push;
 mod rescue;
 mod snapshot;

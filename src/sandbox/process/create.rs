@@ -1,9 +1,13 @@
 //! Making a sandbox: intent first, then a launcher that outlives us.
 
 use super::{Inner, Run};
+use crate::api::agent::Driver;
+use crate::inside::limits::LimitSpec;
 use crate::inside::wire::{FILE_SPEC, FILE_TASK, FILE_WAIT, LaunchSpec, ToolMount, WaitReport};
 use crate::inside::{output, system};
+use crate::sandbox::limits;
 use crate::sandbox::process::folder::StoredSpec;
+use crate::sandbox::process::watchdog::WatchSpec;
 use crate::sandbox::{RunSpec, SandboxError};
 use crate::tools;
 use std::fs::{self, DirBuilder, File};
@@ -49,10 +53,14 @@ impl Inner {
                 return Err(Self::failed(&run.id, "prepare")(e));
             }
         };
-        let started = spawn(&self.config.init, run.folder.path(), &lock);
+        let made = self.hierarchies.make(&run.id, &spec.limits);
+        let started = made.and_then(|()| {
+            spawn(&self.config.init, run.folder.path(), &lock)
+                .map_err(|e| io::Error::new(e.kind(), format!("failed to start {}: {e}", self.config.init.display())))
+        });
         started.map_err(|e| {
-            let report =
-                WaitReport { failed: Some(format!("failed to start {}: {e}", self.config.init.display())), ..WaitReport::default() };
+            let _ = crate::inside::limits::remove(&self.hierarchies.groups_of(&run.id));
+            let report = WaitReport { failed: Some(e.to_string()), ..WaitReport::default() };
             let _ = run.folder.write(FILE_WAIT, &report);
             Self::failed(&run.id, "start")(e)
         })
@@ -81,6 +89,7 @@ impl Inner {
             epoch: spec.epoch,
             installation: self.config.installation.clone(),
             launch: self.launch_spec(spec, &log),
+            watch: WatchSpec::of(spec, &run.folder),
         };
         self.link.serve(&run.id, spec.epoch, stored.launch.lease_millis, &run.folder)?;
         run.folder.write(FILE_SPEC, &stored)?;
@@ -108,6 +117,12 @@ impl Inner {
             gid: self.config.sandbox_uid,
             lease_millis: millis(self.config.lease),
             tmp_bytes_max: (spec.limits.memory_bytes / 2).clamp(TMP_BYTES_MIN, TMP_BYTES_MAX),
+            allow_missing: self.config.allow_missing.clone(),
+            limits: LimitSpec {
+                groups: self.hierarchies.groups_of(&spec.run),
+                enforced: limits::enforced(Driver::Process, &self.means()),
+                file_bytes_max: Some(spec.limits.disk_bytes),
+            },
             log: log.to_owned(),
         }
     }

@@ -5,6 +5,7 @@
 use crate::api::names::{Epoch, RunId, Uid};
 use crate::inside::system;
 use crate::inside::wire::{self, Identity, LaunchSpec};
+use crate::sandbox::process::watchdog::WatchSpec;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -29,6 +30,9 @@ pub struct StoredSpec {
     pub installation: String,
     /// What is launched.
     pub launch: LaunchSpec,
+    /// What is watched while it runs.
+    #[serde(default)]
+    pub watch: WatchSpec,
 }
 
 /// What the controller keeps of a granted run.

@@ -1,12 +1,15 @@
 //! Looking: the run's folder says what was begun and reported, the process table says what lives. Only both together make an end.
 
-use super::{Inner, Run};
+use super::create::LOOK_PAUSE;
+use super::stop::LAUNCHER_PATIENCE;
+use super::{Inner, Run, watchdog};
 use crate::api::agent::Driver;
 use crate::api::names::{Attempt, Role, RunId, Uid};
+use crate::inside::limits::{self, Counters};
 use crate::inside::output;
-use crate::inside::wire::{ExitCause, ExitReport, FILE_EXIT, FILE_SPEC, FILE_WAIT, WaitReport};
-use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
-use crate::sandbox::process::folder::Session;
+use crate::inside::wire::{ExitCause, ExitReport, FILE_EXIT, FILE_LIMIT, FILE_SPEC, FILE_WAIT, LimitReport, WaitReport};
+use crate::plan::observed::{EndCause, Limit, RunEnd, SandboxSeen, SandboxState};
+use crate::sandbox::process::folder::{Session, StoredSpec};
 use crate::sandbox::process::kill::{self, Life};
 use crate::sandbox::process::result::{self, Progress};
 use crate::sandbox::{SandboxError, logs};
@@ -14,6 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use std::fs::{self, File};
 use std::io;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 /// Most of the output that an end keeps.
 const TAIL_BYTES_MAX: usize = 8 * 1024;
@@ -61,19 +65,25 @@ impl Inner {
             return Ok(SandboxState::Preparing);
         }
         // The lock first: when it is free, every file is as it will stay.
-        let held = run.folder.is_held()?;
+        let mut held = run.folder.is_held()?;
         let life = match run.identity()? {
             None if held => return Ok(SandboxState::Preparing),
             None => Life::Gone,
             Some(identity) => kill::look(&identity)?,
         };
+        // The launcher counts and writes its word within milliseconds, and nothing tells of that instant.
+        let until = Instant::now() + LAUNCHER_PATIENCE;
+        while held && life == Life::Gone && Instant::now() < until {
+            std::thread::sleep(LOOK_PAUSE);
+            held = run.folder.is_held()?;
+        }
         let report: Option<ExitReport> = run.folder.read(FILE_EXIT)?;
         match (life, session) {
             (Life::Alive, None) => Ok(SandboxState::Preparing),
             (Life::Alive, Some(session)) => self.running(run, session),
-            // The launcher has not written its word yet, and there is no other.
-            (Life::Gone, None) if held && report.is_none() => Ok(SandboxState::Preparing),
-            (Life::Gone, Some(session)) if held && report.is_none() => self.running(run, session),
+            // The launcher has not written its word yet, and init's own is not believed without it.
+            (Life::Gone, None) if held => Ok(SandboxState::Preparing),
+            (Life::Gone, Some(session)) if held => self.running(run, session),
             (Life::Gone | Life::Rebooted, _) => Ok(SandboxState::Ended(self.end_of(run, report, life == Life::Rebooted)?)),
         }
     }
@@ -98,26 +108,66 @@ impl Inner {
         let stopped = run.folder.is_stopped()?;
         let session = run.session()?;
         let wait: Option<WaitReport> = run.folder.read(FILE_WAIT)?;
+        let wait_counters = wait.as_ref().map(|wait| Counters { oom_kills: wait.oom_kills, pids_refused: wait.pids_refused });
         let duration_millis = match (&report, &session) {
             (Some(report), _) => report.duration_millis,
             (None, Some(session)) => duration_until_wait(run, session),
             (None, None) => 0,
         };
+        let status = wait.as_ref().and_then(|wait| wait.status);
+        // A launcher that was killed has no word; init itself is then all there is.
+        let contradicted = status.is_some_and(|status| !libc::WIFEXITED(status) || libc::WEXITSTATUS(status) != 0);
         let cause = match report.map(|report| report.cause) {
+            Some(_) if contradicted && stopped => EndCause::Stopped,
+            Some(_) if contradicted => EndCause::Lost(format!("init left a report, but did not end well: {}", words_of(status))),
             Some(ExitCause::NotStarted(_)) | None if stopped => EndCause::Stopped,
             Some(cause) => end_cause(cause),
             None if rebooted => EndCause::Lost("host rebooted".to_owned()),
             None if session.is_none() => EndCause::NotStarted(
                 wait.and_then(|wait| wait.failed).unwrap_or_else(|| "the launcher ended before the sandbox was ready".to_owned()),
             ),
-            None => EndCause::Lost(match wait.and_then(|wait| wait.status) {
-                Some(status) if libc::WIFSIGNALED(status) => format!("init was ended by signal {}", libc::WTERMSIG(status)),
-                _ => "init ended without a report".to_owned(),
-            }),
+            None => EndCause::Lost(words_of(status)),
+        };
+        let cause = match exceeded(run, &cause, wait_counters)? {
+            Some((limit, message)) => EndCause::LimitExceeded { limit, message },
+            None => cause,
         };
         let output_tail = logs::tail(self.state(), &run.id, TAIL_BYTES_MAX).unwrap_or_default();
         Ok(RunEnd { cause, duration_millis, output_tail, result: result::read(&run.folder) })
     }
+}
+
+/// How init ended, without a report that could be believed.
+fn words_of(status: Option<i32>) -> String {
+    match status {
+        Some(status) if libc::WIFSIGNALED(status) => format!("init was ended by signal {}", libc::WTERMSIG(status)),
+        Some(status) if libc::WEXITSTATUS(status) != 0 => format!("init ended with code {}", libc::WEXITSTATUS(status)),
+        _ => "init ended without a report".to_owned(),
+    }
+}
+
+/// Whether a limit is why a run ended: what the watchdog wrote, else what the kernel counted. A command that succeeded in spite of a refusal
+/// has succeeded, and one that we ended was ended by us.
+fn exceeded(run: &Run, cause: &EndCause, counters: Option<Counters>) -> io::Result<Option<(Limit, String)>> {
+    if let Some(report) = run.folder.read::<LimitReport>(FILE_LIMIT)?
+        && let Some(limit) = Limit::ALL.into_iter().find(|limit| limit.as_str() == report.limit)
+    {
+        return Ok(Some((limit, report.message)));
+    }
+    let by_itself = matches!(cause, EndCause::Exited(code) if *code != 0) || matches!(cause, EndCause::Signaled(_) | EndCause::Lost(_));
+    let Some(spec) = run.folder.read::<StoredSpec>(FILE_SPEC)?.filter(|_| by_itself) else { return Ok(None) };
+    // A launcher that was killed has left the groups as they were.
+    let counters = counters.unwrap_or_else(|| limits::count(&spec.launch.limits.groups));
+    Ok(if counters.oom_kills > 0 {
+        let how_often = counters.oom_kills;
+        Some((Limit::Memory, format!("the kernel ended {how_often} of its processes when all of it was used")))
+    } else if counters.pids_refused > 0 {
+        Some((Limit::Pids, watchdog::pids_message(spec.watch.pids_max, counters.pids_refused)))
+    } else if *cause == EndCause::Signaled(libc::SIGXFSZ) {
+        Some((Limit::Disk, format!("it wrote a file of more than {} bytes", spec.watch.disk_bytes_max)))
+    } else {
+        None
+    })
 }
 
 /// From the grant to the launcher's last word, by the wall clock: init itself could not tell.

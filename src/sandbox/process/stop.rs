@@ -1,20 +1,21 @@
 //! Ending a sandbox and looking that it is gone, and taking an ended one away.
 
 use super::create::LOOK_PAUSE;
-use super::{Inner, REMOVING, Run};
+use super::{Inner, REMOVING, Run, cgroup};
 use crate::api::names::RunId;
-use crate::inside::wire::{FILE_LAUNCHER, FILE_STOPPED, Identity};
+use crate::inside::wire::{FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, Identity};
 use crate::plan::observed::SandboxState;
 use crate::sandbox::SandboxError;
-use crate::sandbox::process::folder::{remove_tree, short, write_durable};
+use crate::sandbox::process::folder::{StoredSpec, remove_tree, short, write_durable};
 use crate::sandbox::process::kill::{self, Life};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long a launcher may take to write its last word after init is gone.
-const LAUNCHER_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const LAUNCHER_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Inner {
     pub(super) fn stop(&self, id: &RunId) -> Result<(), SandboxError> {
@@ -43,8 +44,10 @@ impl Inner {
     }
 
     /// Kills until nothing is left. `None`: seen gone; else what was still there when the time was over.
-    fn kill_until(&self, run: &Run, until: Instant) -> io::Result<Option<String>> {
+    pub(super) fn kill_until(&self, run: &Run, until: Instant) -> io::Result<Option<String>> {
         let mut init_gone_at = None;
+        // By every path at once. init is in none of the groups and goes with its namespace below.
+        cgroup::kill(&groups_of(run)?);
         loop {
             if let Some(identity) = run.identity()? {
                 if let Some(left) = kill_namespace(&identity, until)? {
@@ -85,6 +88,8 @@ impl Inner {
                 _ => return Err(Self::failed(id, "remove")(io::Error::other("it still runs: stop it first"))),
             }
         }
+        let groups = groups_of(&run).map_err(Self::failed(id, "look at"))?;
+        cgroup::remove(&groups, LAUNCHER_PATIENCE).map_err(Self::failed(id, "remove the control groups of"))?;
         self.link.forget(id);
         let away = self.state().join("runs").join(format!("{REMOVING}{}", short(id)));
         let moved = match fs::rename(run.folder.path(), &away) {
@@ -95,6 +100,11 @@ impl Inner {
         self.known().remove(id);
         Ok(())
     }
+}
+
+/// The control groups that a run was made with, wherever this program is now.
+fn groups_of(run: &Run) -> io::Result<Vec<PathBuf>> {
+    Ok(run.folder.read::<StoredSpec>(FILE_SPEC)?.map(|spec| spec.launch.limits.groups).unwrap_or_default())
 }
 
 /// SIGKILLs a PID 1 and looks that its whole namespace is empty. `None`: seen; else what is left.

@@ -2,6 +2,10 @@
 
 mod crash;
 mod gate;
+mod limits;
+mod masks;
+#[cfg(target_arch = "x86_64")]
+mod probes;
 mod process;
 
 use mosaic::api::names::{Attempt, Epoch, Role, RunId, Uid};

@@ -48,3 +48,23 @@ fn sandbox_whose_folder_was_deleted_is_neither_doubled_nor_out_of_reach() {
     assert_eq!((status, answer["verified"].as_bool()), (200, Some(true)), "{answer}");
     assert_eq!(mosaic.leftovers(), Vec::<String>::new(), "verified means gone");
 }
+
+#[test]
+fn kill_that_comes_too_late_for_the_push_says_what_the_remote_has() {
+    let mosaic = Mosaic::start(&[]);
+    let gate_file = gates("true", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
+    // The ref is updated, and the reply to the push is kept back.
+    let hook = remote.path.join("hooks/post-receive");
+    std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+    std::fs::write(&hook, "#!/bin/sh\nsleep 20\n").unwrap();
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let uid = mosaic.spawn(&task(&remote, "late", "echo x > x.txt"));
+    mosaic.wait(&uid, "the ref", |_| !remote.agent_refs().is_empty());
+    let (status, answer) = mosaic.call("POST", &format!("/agents/{uid}/kill"), None);
+    assert_eq!((status, answer["verified"].as_bool()), (200, Some(true)), "{answer}");
+    let object = mosaic.object(&uid);
+    assert_eq!(object["status"]["phase"], "Killed");
+    let sha = object["status"]["push"]["sha"].as_str().unwrap_or_default();
+    assert_eq!(remote.agent_refs().values().collect::<Vec<_>>(), [sha], "{object:#}");
+}

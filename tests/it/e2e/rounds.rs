@@ -150,3 +150,71 @@ fn remote_that_refuses_by_hook_becomes_feedback_and_then_a_clear_end() {
     assert!(remote.agent_refs().is_empty());
     mosaic.assert_nothing_left();
 }
+
+#[test]
+fn remote_that_is_away_is_named_while_the_agent_waits_and_costs_no_round() {
+    let mosaic = Mosaic::start(&[]);
+    let gate_file = gates("true", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
+    let uid = mosaic.spawn(&task(&remote, "away", "echo x > x.txt; sleep 1"));
+    mosaic.wait(&uid, "the agent to run", |object| condition(object, "SandboxReady") == "True");
+    let away = remote.path.with_extension("away");
+    std::fs::rename(&remote.path, &away).unwrap();
+    let object = mosaic.wait(&uid, "the failure", |object| object["status"]["counts"]["infrastructure"].as_u64() > Some(0));
+    let pushed = object["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Pushed").expect("what fails");
+    assert!(pushed["message"].as_str().unwrap().contains("repo.git"), "{pushed:#}");
+    std::fs::rename(&away, &remote.path).unwrap();
+    let object = mosaic.wait_completed(&uid);
+    assert_eq!((&object["status"]["counts"]["rejections"], &object["status"]["attempt"]), (&json!(0), &json!(1)));
+}
+
+#[test]
+fn who_changes_the_judges_is_refused_without_being_heard_and_told_why() {
+    let mosaic = Mosaic::start(&[]);
+    let gate_file = format!("protect = [\"fixed/**\"]\n{}", gates("sh check.sh", "true"));
+    let files = [(".mosaic/gates.toml", gate_file.as_str()), ("check.sh", "grep -q right answer.txt\n"), ("fixed/x", "x\n")];
+    let remote = Remote::new(mosaic.folder.path(), "repo", &files);
+    // The first round makes its own judge; the second, told, undoes that and does the work.
+    let script = "if grep -q 'undo these parts' /mosaic/task.json; then git checkout -q -- . ; echo right > answer.txt; \
+                  else echo true > check.sh; echo y > fixed/x; echo wrong > answer.txt; fi";
+    let uid = mosaic.spawn(&task(&remote, "tamper", script));
+    let object = mosaic.wait_completed(&uid);
+    let status = &object["status"];
+    assert_eq!((&status["attempt"], &status["counts"]["rejections"]), (&json!(2), &json!(1)), "{object:#}");
+    let verdicts = status["gates"].as_array().unwrap();
+    let refused = verdicts.iter().find(|v| v["name"] == "tamper").expect("a verdict of its own");
+    assert_eq!(refused["verdict"], "fail");
+    let evidence = refused["evidence"].as_str().unwrap();
+    assert!(evidence.contains("check.sh: a gate's command calls it") && evidence.contains("fixed/x: it is protected"), "{evidence}");
+    let same_commit = verdicts.iter().filter(|v| v["sha"] == refused["sha"]).count();
+    assert_eq!(same_commit, 1, "no gate of its own making ran: {verdicts:#?}");
+    let name = status["push"]["ref"].as_str().unwrap();
+    assert_eq!(remote.git(&["show", &format!("{name}:check.sh")]), "grep -q right answer.txt\n");
+    mosaic.assert_nothing_left();
+}
+
+#[test]
+fn a_person_approves_exactly_the_refused_change_of_the_judges() {
+    let mosaic = Mosaic::start(&[]);
+    let gate_file = gates("sh check.sh", "true");
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str()), ("check.sh", "false\n")]);
+    let mut body = task(&remote, "approved", "echo true > check.sh; sleep 1");
+    body["maxRetries"] = json!(10);
+    let uid = mosaic.spawn(&body);
+    let tampered = |object: &Value| {
+        let verdicts = object["status"]["gates"].as_array().cloned().unwrap_or_default();
+        verdicts.iter().find(|v| v["name"] == "tamper").map(|v| v["sha"].as_str().unwrap().to_owned())
+    };
+    let object = mosaic.wait(&uid, "the refusal", |object| tampered(object).is_some());
+    assert!(remote.agent_refs().is_empty());
+    let name = object["metadata"]["name"].as_str().unwrap();
+    let manifest = json!({
+        "apiVersion": object["apiVersion"], "kind": "Agent", "spec": object["spec"],
+        "metadata": {"name": name, "annotations": {"mosaicstack.dev/approve-tamper": tampered(&object).unwrap()}},
+    });
+    let (status, answer) = mosaic.call("PUT", &format!("/agents/{name}"), Some(&manifest));
+    assert_eq!(status, 200, "{answer}");
+    let object = mosaic.wait_completed(&uid);
+    let pushed = object["status"]["push"]["ref"].as_str().unwrap();
+    assert_eq!(remote.git(&["show", &format!("{pushed}:check.sh")]), "true\n");
+}

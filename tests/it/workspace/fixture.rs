@@ -93,6 +93,9 @@ pub fn config(state: &Path, repos: &Path, mode: TreeModeWish) -> WorkspaceConfig
         trusted_branches: Vec::new(),
         tree_mode: if is_root() { mode } else { TreeModeWish::Checkout },
         remote_timeout: Duration::from_secs(60),
+        remote_silence: Duration::from_secs(30),
+        remotes: Vec::new(),
+        askpass: PathBuf::from(env!("CARGO_BIN_EXE_mosaic")),
         limits: SnapshotLimits::default(),
     }
 }

@@ -10,6 +10,7 @@ use mosaic::inside::wire::{
 };
 use mosaic::plan::observed::{EndCause, SandboxState};
 use mosaic::sandbox::process::folder::{RunFolder, StoredSpec, log_path, short};
+use mosaic::sandbox::process::watchdog::WatchSpec;
 use mosaic::sandbox::process::{SANDBOX_UID, find_init};
 use mosaic::sandbox::{RunSpec, Sandbox};
 use std::fs::{self, File, Permissions};
@@ -46,10 +47,18 @@ fn intent(host: &Host, name: &str, script: &str) -> RunSpec {
         uid: SANDBOX_UID,
         gid: SANDBOX_UID,
         lease_millis: u64::try_from(host.lease.as_millis()).unwrap(),
+        allow_missing: Vec::new(),
         tmp_bytes_max: 1 << 20,
+        limits: mosaic::inside::limits::LimitSpec::default(),
         log,
     };
-    let stored = StoredSpec { run: spec.run.clone(), epoch: spec.epoch, installation: "installation-1".to_owned(), launch };
+    let stored = StoredSpec {
+        run: spec.run.clone(),
+        epoch: spec.epoch,
+        installation: "installation-1".to_owned(),
+        launch,
+        watch: WatchSpec::default(),
+    };
     folder.write(FILE_SPEC, &stored).unwrap();
     spec
 }

@@ -1,0 +1,127 @@
+//! Limits as they are put in force: the command enters its control groups and binds its own resources just before it executes.
+//!
+//! The controller makes the groups (`sandbox::process::cgroup`), the launcher opens their doors while it is still root, and the child that
+//! becomes the command walks through them by itself. So init and the launcher are in none of the groups: memory that runs out, a pids limit
+//! that is reached or a spent quota never hits them, and what they write for the agent is not its memory. In the end the launcher reads the
+//! counters and removes the groups, with or without a controller.
+//!
+//! It decides nothing: what is limited, and to what, comes in the launch spec.
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Descriptors that one process may have open: enough for any build, and far from what the host has.
+pub const OPEN_FILES_MAX: u64 = 16 * 1024;
+/// Memory that one process may lock: what an ordinary user of today's distributions has.
+const LOCKED_BYTES_MAX: u64 = 8 << 20;
+/// Bytes in POSIX message queues: the kernel's default for users.
+const QUEUED_BYTES_MAX: u64 = 800 << 10;
+/// Signals that wait for one process.
+const PENDING_SIGNALS_MAX: u64 = 4096;
+/// File of a control group through which processes enter.
+const DOOR: &str = "cgroup.procs";
+
+/// What bounds a command. Paths are the host's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LimitSpec {
+    /// Control groups that the command enters; the launcher removes them when all is over.
+    pub groups: Vec<PathBuf>,
+    /// What bounds each limit, for the record: `memory:kernel`.
+    pub enforced: Vec<String>,
+    /// Largest file that can be written.
+    pub file_bytes_max: Option<u64>,
+}
+
+/// The open doors of a command's control groups.
+pub struct Doors {
+    doors: Vec<OwnedFd>,
+    file_bytes_max: Option<u64>,
+}
+
+impl Doors {
+    /// Opens the doors; the right to enter is that of the one who opened.
+    /// # Errors
+    /// A group is not there: nothing may start.
+    pub fn open(spec: &LimitSpec) -> Result<Self, String> {
+        let open = |group: &PathBuf| {
+            let path = group.join(DOOR);
+            rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|e| format!("failed to open the control group {}: {e}", path.display()))
+        };
+        let doors = spec.groups.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { doors, file_bytes_max: spec.file_bytes_max })
+    }
+
+    /// Enters all groups and binds the resources of this process. Safe between fork and exec: nothing is allocated.
+    /// # Errors
+    /// The kernel refuses; the command must not execute then.
+    pub fn enter(&self) -> io::Result<()> {
+        for door in &self.doors {
+            rustix::io::write(door, b"0")?;
+        }
+        let bounds = [
+            (Resource::Nofile, OPEN_FILES_MAX),
+            (Resource::Fsize, self.file_bytes_max.unwrap_or(u64::MAX)),
+            (Resource::Memlock, LOCKED_BYTES_MAX),
+            (Resource::Msgqueue, QUEUED_BYTES_MAX),
+            (Resource::Sigpending, PENDING_SIGNALS_MAX),
+            (Resource::Nice, 0),
+            (Resource::Rtprio, 0),
+        ];
+        for (resource, wanted) in bounds {
+            // Never above what the host allows already.
+            let maximum = rustix::process::getrlimit(resource).maximum.map_or(wanted, |maximum| maximum.min(wanted));
+            let value = Some(maximum).filter(|maximum| *maximum != u64::MAX);
+            rustix::process::setrlimit(resource, Rlimit { current: value, maximum: value })?;
+        }
+        Ok(())
+    }
+}
+
+/// What the kernel counted in the control groups of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Processes that the kernel ended because the memory was used up.
+    pub oom_kills: u64,
+    /// Processes and threads that the kernel refused to make.
+    pub pids_refused: u64,
+}
+
+/// Reads the counters; what is not there counts as nothing.
+#[must_use]
+pub fn count(groups: &[PathBuf]) -> Counters {
+    let mut counters = Counters::default();
+    for group in groups {
+        let field = |file: &str, name: &str| field_of(&group.join(file), name);
+        // The names of version 1, then of version 2.
+        counters.oom_kills = counters.oom_kills.max(field("memory.oom_control", "oom_kill")).max(field("memory.events", "oom_kill"));
+        counters.pids_refused = counters.pids_refused.max(field("pids.events", "max"));
+    }
+    counters
+}
+
+fn field_of(path: &Path, name: &str) -> u64 {
+    let text = crate::inside::system::read_small(path).unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Removes control groups in which nothing lives any more. That they are gone already is no error.
+/// # Errors
+/// Something still lives in one; the others are gone.
+pub fn remove(groups: &[PathBuf]) -> io::Result<()> {
+    let mut outcome = Ok(());
+    for group in groups {
+        match fs::remove_dir(group) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => outcome = Err(e),
+            _ => {}
+        }
+    }
+    outcome
+}

@@ -1,0 +1,105 @@
+//! The one table of limits: every limit of a sandbox, and what bounds it with each driver on this host.
+//!
+//! A driver says what means it has (`Means`), the table says what that comes to. What lands in the record's `isolation` and what refuses a
+//! start are both read from here, so that neither can promise what the other does not hold.
+
+use crate::api::agent::Driver;
+
+/// What bounds a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// The kernel: it cannot be exceeded.
+    Kernel,
+    /// init, through which all of it passes: it cannot be exceeded.
+    Init,
+    /// The controller looks at it again and again and ends what exceeds it: it can be exceeded for moments.
+    Watchdog,
+    /// Nothing.
+    None,
+}
+
+impl Bound {
+    /// Its name in the record.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Init => "init",
+            Self::Watchdog => "watchdog",
+            Self::None => "none",
+        }
+    }
+}
+
+/// What a driver has on this host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Means {
+    /// Control groups bound memory.
+    pub memory: bool,
+    /// Control groups bound processes.
+    pub pids: bool,
+    /// Control groups bound CPU.
+    pub cpu: bool,
+}
+
+/// One limit.
+pub struct LimitRow {
+    /// Its name in the record.
+    pub name: &'static str,
+    /// Without it nothing starts, unless the operator allows that.
+    pub required: bool,
+    /// What bounds it with the process driver.
+    pub process: fn(&Means) -> Bound,
+    /// What would help where nothing does.
+    pub remedy: &'static str,
+}
+
+const REMEDY_GROUPS: &str = "mount the control groups at /sys/fs/cgroup with the controllers memory, pids and cpu, and let mosaic write there \
+    (in a systemd service: Delegate=yes, DelegateSubgroup=mosaic-controller and KillMode=process; in a container: a writable /sys/fs/cgroup)";
+const REMEDY_NONE: &str = "nothing: every host of this driver has it";
+
+/// Whether control groups do it.
+fn groups(has: bool) -> Bound {
+    if has { Bound::Kernel } else { Bound::None }
+}
+
+/// Every limit.
+pub const LIMITS: &[LimitRow] = &[
+    LimitRow { name: "memory", required: true, process: |means| groups(means.memory), remedy: REMEDY_GROUPS },
+    LimitRow { name: "pids", required: true, process: |means| groups(means.pids), remedy: REMEDY_GROUPS },
+    LimitRow { name: "cpu", required: false, process: |means| groups(means.cpu), remedy: REMEDY_GROUPS },
+    LimitRow { name: "disk", required: false, process: |_| Bound::Watchdog, remedy: REMEDY_NONE },
+    LimitRow { name: "inodes", required: false, process: |_| Bound::Watchdog, remedy: REMEDY_NONE },
+    LimitRow { name: "tmp", required: false, process: |_| Bound::Kernel, remedy: REMEDY_NONE },
+    LimitRow { name: "file-size", required: false, process: |_| Bound::Kernel, remedy: REMEDY_NONE },
+    LimitRow { name: "open-files", required: false, process: |_| Bound::Kernel, remedy: REMEDY_NONE },
+    LimitRow { name: "core-dumps", required: false, process: |_| Bound::Kernel, remedy: REMEDY_NONE },
+    LimitRow { name: "output", required: false, process: |_| Bound::Init, remedy: REMEDY_NONE },
+];
+
+/// What bounds a limit with a driver; drivers that are not built bound nothing.
+#[must_use]
+pub fn bound(limit: &LimitRow, driver: Driver, means: &Means) -> Bound {
+    match driver {
+        Driver::Process => (limit.process)(means),
+        Driver::Auto | Driver::Docker | Driver::Pod => Bound::None,
+    }
+}
+
+/// All limits with what bounds them, for the record: `memory:kernel`.
+#[must_use]
+pub fn enforced(driver: Driver, means: &Means) -> Vec<String> {
+    LIMITS.iter().map(|limit| format!("{}:{}", limit.name, bound(limit, driver, means).as_str())).collect()
+}
+
+/// Why nothing may start: one sentence for each required limit that nothing bounds and that the operator does not allow to be missing.
+#[must_use]
+pub fn refusals(driver: Driver, means: &Means, allow_missing: &[String]) -> Vec<String> {
+    let is_missing = |limit: &&LimitRow| limit.required && bound(limit, driver, means) == Bound::None;
+    let is_allowed = |limit: &&LimitRow| allow_missing.iter().any(|name| name == limit.name);
+    let sentence = |limit: &LimitRow| {
+        let LimitRow { name, remedy, .. } = limit;
+        format!("nothing here can bound the {name} of an agent; {remedy}, or start with --allow-missing {name} if you trust all agents")
+    };
+    LIMITS.iter().filter(is_missing).filter(|limit| !is_allowed(limit)).map(sentence).collect()
+}

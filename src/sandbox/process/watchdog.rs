@@ -1,0 +1,348 @@
+//! The limits that no kernel holds for us: disk and inodes of a run, and a flood of refused processes.
+//!
+//! A thread looks at every running sandbox again and again: it sums what the files of tree, HOME and `/mosaic/out` have allocated, and ends
+//! a run that has more than it may. A look takes about one part in `LOOK_SHARE` of the thread's time, so that a large tree is looked at
+//! less often; only what grows so fast that it would be over the limit by then is looked at sooner. What is counted: allocated blocks (a sparse file counts what it really has), each inode once however many names it has, and
+//! files that are deleted but still open in a process of the run.
+//!
+//! What it does not see: what is written and removed between two looks, files that are deleted and closed but still mapped, or on their way
+//! through a socket; and nothing at all while no controller runs (the lease bounds that). A run can therefore exceed its limit by what it
+//! writes in one interval.
+
+use super::{Inner, Run, cgroup};
+use crate::inside::limits;
+use crate::inside::wire::{FILE_LIMIT, FILE_SESSION, FILE_SPEC, FOLDER_OUT, LimitReport};
+use crate::plan::observed::Limit;
+use crate::sandbox::RunSpec;
+use crate::sandbox::process::folder::{RunFolder, Session, StoredSpec};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// Pause between two rounds.
+const ROUND_PAUSE: Duration = Duration::from_millis(250);
+/// A look at a run is followed by a pause of so many times its own length.
+const LOOK_SHARE: u32 = 10;
+/// Longest pause between two looks at a run.
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(15);
+/// One inode is allowed for so many bytes of disk,
+const BYTES_PER_INODE: u64 = 16 * 1024;
+/// but never fewer than this.
+const INODES_MIN: u64 = 10_000;
+/// Deepest folder that is measured: the descriptors of all folders above stay open meanwhile.
+const DEPTH_MAX: usize = 128;
+/// Open descriptors of a run that one look follows.
+const DESCRIPTORS_MAX: usize = 64 * 1024;
+/// Refused processes that are no accident any more: a build that forks too wide gives up long before.
+const PIDS_REFUSED_MAX: u64 = 10_000;
+/// A block as `stat` counts it.
+const BLOCK_BYTES: u64 = 512;
+
+/// What is watched of a run; stored with it, so that the next controller goes on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WatchSpec {
+    /// Folders on the disk that the agent fills.
+    pub folders: Vec<PathBuf>,
+    /// Most bytes in all of them together; 0: not watched.
+    pub disk_bytes_max: u64,
+    /// Most inodes in all of them together.
+    pub inodes_max: u64,
+    /// Processes that it may have, for the sentence.
+    pub pids_max: u32,
+}
+
+impl WatchSpec {
+    /// What is watched of a run.
+    #[must_use]
+    pub fn of(spec: &RunSpec, folder: &RunFolder) -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        // In the merged view of an overlay the shared checkout would count as well.
+        let mut folders = vec![upper_of(&mounts, &spec.tree).unwrap_or_else(|| spec.tree.clone())];
+        folders.extend(spec.home.clone());
+        folders.push(folder.path().join(FOLDER_OUT));
+        let disk_bytes_max = spec.limits.disk_bytes;
+        let inodes_max = (disk_bytes_max / BYTES_PER_INODE).max(INODES_MIN);
+        Self { folders, disk_bytes_max, inodes_max, pids_max: spec.limits.pids_max }
+    }
+}
+
+/// The upper folder of the overlay that is mounted at this very place.
+fn upper_of(mounts: &str, tree: &Path) -> Option<PathBuf> {
+    let line = mounts.lines().rev().find(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(&unescape(point)) == tree))?;
+    let (_, right) = line.split_once(" - ")?;
+    let options = right.strip_prefix("overlay ")?.split(' ').nth(1)?;
+    options.split(',').find_map(|option| option.strip_prefix("upperdir=")).map(|path| PathBuf::from(unescape(path)))
+}
+
+/// Undoes the octal escapes of `/proc/self/mountinfo`.
+fn unescape(text: &str) -> String {
+    ["\\040 ", "\\011\t", "\\012\n", "\\134\\"].iter().fold(text.to_owned(), |text, pair| text.replace(&pair[..4], &pair[4..]))
+}
+
+/// When a run is looked at again, and what was stored of it.
+#[derive(Default)]
+pub(super) struct Watch {
+    spec: Option<Arc<StoredSpec>>,
+    next: Option<Instant>,
+    last: Option<(Instant, Used)>,
+    /// A limit was exceeded, but the end was not seen yet.
+    exceeded: bool,
+}
+
+/// Starts the thread; it ends with the driver.
+pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
+    let inner: Weak<Inner> = Arc::downgrade(inner);
+    let work = move || {
+        while let Some(inner) = inner.upgrade() {
+            inner.watch_all();
+            drop(inner);
+            std::thread::sleep(ROUND_PAUSE);
+        }
+    };
+    std::thread::Builder::new().name("mosaic-limits".to_owned()).spawn(work).map(drop)
+}
+
+impl Inner {
+    fn watch_all(&self) {
+        let runs: Vec<Arc<Run>> = self.known().values().cloned().collect();
+        for run in runs.into_iter().filter(|run| run.ended.get().is_none()) {
+            if let Err(e) = self.watch(&run) {
+                tracing::debug!(run = %run.id, error = %e, "could not look at the limits; tried again");
+            }
+        }
+    }
+
+    fn watch(&self, run: &Run) -> io::Result<()> {
+        let mut watch = run.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        if watch.exceeded {
+            return self.end_for_limit(run);
+        }
+        let Some(spec) = stored(run, &mut watch)? else { return Ok(()) };
+        let exceeded = match refused_too_often(&spec) {
+            None if watch.next.is_none_or(|next| Instant::now() >= next) => {
+                let started = Instant::now();
+                let used = measure(&spec)?;
+                let took = started.elapsed();
+                let before = watch.last.replace((started, used));
+                let left = before.and_then(|(at, before)| used.time_left(&before, started - at, &spec.watch));
+                let usual = (took * LOOK_SHARE).min(LOOK_PAUSE_MAX);
+                watch.next = Some(Instant::now() + left.map_or(usual, |left| usual.min(left / 2).max(took)));
+                used.exceeds(&spec.watch)
+            }
+            other => other,
+        };
+        let Some((limit, message)) = exceeded else { return Ok(()) };
+        run.folder.write(FILE_LIMIT, &LimitReport { limit: limit.as_str().to_owned(), message })?;
+        watch.exceeded = true;
+        self.end_for_limit(run)
+    }
+
+    fn end_for_limit(&self, run: &Run) -> io::Result<()> {
+        self.link.say_stop(&run.id);
+        match self.kill_until(run, Instant::now() + self.config.stop_timeout)? {
+            None => Ok(()),
+            Some(why) => Err(io::Error::other(why)),
+        }
+    }
+}
+
+/// What is stored of a granted run; `None` before.
+fn stored(run: &Run, watch: &mut Watch) -> io::Result<Option<Arc<StoredSpec>>> {
+    if watch.spec.is_none() && run.folder.read::<Session>(FILE_SESSION)?.is_some() {
+        watch.spec = run.folder.read::<StoredSpec>(FILE_SPEC)?.map(Arc::new);
+    }
+    Ok(watch.spec.clone())
+}
+
+fn refused_too_often(spec: &StoredSpec) -> Option<(Limit, String)> {
+    let refused = limits::count(&spec.launch.limits.groups).pids_refused;
+    (refused > PIDS_REFUSED_MAX).then(|| (Limit::Pids, pids_message(spec.watch.pids_max, refused)))
+}
+
+/// The sentence on processes.
+pub(super) fn pids_message(pids_max: u32, refused: u64) -> String {
+    format!("it had {pids_max} processes and threads, and was refused another one {refused} times")
+}
+
+/// What a run has on the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Used {
+    bytes: u64,
+    inodes: u64,
+    too_deep: bool,
+}
+
+impl Used {
+    /// How long it takes until a limit is reached, if it goes on as since an earlier look; `None` when nothing grows.
+    fn time_left(&self, before: &Self, since: Duration, spec: &WatchSpec) -> Option<Duration> {
+        let left = |now: u64, before: u64, max: u64| {
+            let grown = now.checked_sub(before).filter(|grown| *grown > 0)?;
+            let parts = max.saturating_sub(now).div_ceil(grown);
+            Some(since.saturating_mul(u32::try_from(parts).unwrap_or(u32::MAX)))
+        };
+        let bytes = left(self.bytes, before.bytes, spec.disk_bytes_max);
+        let inodes = left(self.inodes, before.inodes, spec.inodes_max);
+        bytes.into_iter().chain(inodes).min()
+    }
+
+    fn exceeds(&self, spec: &WatchSpec) -> Option<(Limit, String)> {
+        let Self { bytes, inodes, too_deep } = self;
+        if spec.disk_bytes_max == 0 {
+            None
+        } else if *bytes > spec.disk_bytes_max {
+            Some((Limit::Disk, format!("its files have {bytes} bytes on the disk, and it may have {}", spec.disk_bytes_max)))
+        } else if *inodes > spec.inodes_max {
+            Some((Limit::Inodes, format!("it has {inodes} files and folders or more, and may have {}", spec.inodes_max)))
+        } else {
+            too_deep.then(|| (Limit::Inodes, format!("its folders are nested deeper than {DEPTH_MAX}, where nothing is measured")))
+        }
+    }
+}
+
+/// A measurement that goes on until something is exceeded.
+struct Meter<'a> {
+    used: Used,
+    spec: &'a WatchSpec,
+    /// Inodes with several names, and open ones without any: each counts once.
+    counted: BTreeSet<(u64, u64)>,
+    devices: BTreeSet<u64>,
+}
+
+fn measure(spec: &StoredSpec) -> io::Result<Used> {
+    let mut meter = Meter { used: Used::default(), spec: &spec.watch, counted: BTreeSet::new(), devices: BTreeSet::new() };
+    if let Ok(found) = std::fs::metadata(&spec.launch.tree) {
+        meter.devices.insert(found.dev());
+    }
+    for folder in &spec.watch.folders {
+        meter.walk(folder)?;
+    }
+    if !meter.is_over() {
+        meter.look_at_open_files(&cgroup::members(&spec.launch.limits.groups)?);
+    }
+    Ok(meter.used)
+}
+
+impl Meter<'_> {
+    fn is_over(&self) -> bool {
+        self.used.exceeds(self.spec).is_some()
+    }
+
+    fn add(&mut self, found: &Stat) {
+        // The types differ between machines.
+        #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+        let (device, inode, names, blocks) = (found.st_dev as u64, found.st_ino as u64, u64::from(found.st_nlink), found.st_blocks as u64);
+        let is_folder = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
+        if !is_folder && names != 1 && !self.counted.insert((device, inode)) {
+            return;
+        }
+        self.used.inodes += 1;
+        self.used.bytes += blocks * BLOCK_BYTES;
+    }
+
+    /// Walks a folder that changes meanwhile, through no link and onto no other file system.
+    fn walk(&mut self, top: &Path) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let top: OwnedFd = match rustix::fs::open(top, flags, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            other => other?,
+        };
+        let device = rustix::fs::fstat(&top)?.st_dev;
+        self.devices.insert(device);
+        let mut above = vec![Dir::new(top)?];
+        while let Some(dir) = above.last_mut() {
+            let Some(entry) = dir.next() else {
+                above.pop();
+                continue;
+            };
+            let name: CString = entry?.file_name().to_owned();
+            if matches!(name.as_bytes(), b"." | b"..") {
+                continue;
+            }
+            let here = dir.fd()?;
+            // What goes while we look is no longer there.
+            let Ok(found) = rustix::fs::statat(here, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            let inner = (FileType::from_raw_mode(found.st_mode) == FileType::Directory && found.st_dev == device)
+                .then(|| rustix::fs::openat(here, &name, flags, Mode::empty()).and_then(Dir::new));
+            self.add(&found);
+            if let Some(Ok(inner)) = inner {
+                self.used.too_deep |= above.len() >= DEPTH_MAX;
+                above.push(inner);
+            }
+            if self.is_over() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts files of our file systems that have no name any more, but are open.
+    fn look_at_open_files(&mut self, pids: &BTreeSet<i32>) {
+        let mut left = DESCRIPTORS_MAX;
+        for pid in pids {
+            let folder = PathBuf::from(format!("/proc/{pid}/fd"));
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                left = left.saturating_sub(1);
+                let Ok(found) = rustix::fs::stat(entry.path()) else { continue };
+                let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+                if is_file && found.st_nlink == 0 && self.devices.contains(&found.st_dev) {
+                    self.add(&found);
+                }
+                if left == 0 || self.is_over() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upper_folder_is_the_one_of_the_mount_at_the_tree() {
+        let line =
+            |point: &str, upper: &str| format!("47 27 0:41 / {point} rw - overlay mosaic rw,lowerdir=/l,upperdir={upper},workdir=/w\n");
+        let mounts = line("/s/a", "/u/a") + &line("/s/a\\040b", "/u/b\\040c") + "48 27 0:4 / /s/c rw - tmpfs tmpfs rw\n";
+        let upper = |tree: &str| upper_of(&mounts, Path::new(tree));
+        assert_eq!(upper("/s/a"), Some("/u/a".into()));
+        assert_eq!(upper("/s/a b"), Some("/u/b c".into()));
+        assert_eq!((upper("/s/c"), upper("/s"), upper("/u/a")), (None, None, None));
+    }
+
+    #[test]
+    fn what_grows_fast_is_looked_at_sooner() {
+        let spec = WatchSpec { disk_bytes_max: 1000, inodes_max: 100, ..WatchSpec::default() };
+        let used = |bytes, inodes| Used { bytes, inodes, too_deep: false };
+        let left = |before: Used, now: Used| now.time_left(&before, Duration::from_secs(2), &spec);
+        assert_eq!(left(used(400, 10), used(500, 10)), Some(Duration::from_secs(10)));
+        assert_eq!(left(used(400, 10), used(500, 60)), Some(Duration::from_secs(2)));
+        assert_eq!((left(used(400, 10), used(300, 10)), left(used(400, 10), used(400, 10))), (None, None));
+        assert_eq!(left(used(400, 10), used(2000, 10)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn allocated_blocks_count_once_and_holes_do_not() {
+        let top = tempfile::tempdir().unwrap();
+        let file = top.path().join("file");
+        std::fs::write(&file, vec![1; 1 << 20]).unwrap();
+        for n in 0..10 {
+            std::fs::hard_link(&file, top.path().join(format!("name-{n}"))).unwrap();
+        }
+        std::fs::File::create(top.path().join("sparse")).unwrap().set_len(1 << 40).unwrap();
+        std::os::unix::fs::symlink("/", top.path().join("link")).unwrap();
+        let spec = WatchSpec { disk_bytes_max: 1 << 30, inodes_max: 1000, ..WatchSpec::default() };
+        let mut meter = Meter { used: Used::default(), spec: &spec, counted: BTreeSet::new(), devices: BTreeSet::new() };
+        meter.walk(top.path()).unwrap();
+        assert_eq!(meter.used.inodes, 3);
+        assert!((1 << 20..(1 << 20) + 16_384).contains(&meter.used.bytes), "{:?}", meter.used);
+    }
+}
