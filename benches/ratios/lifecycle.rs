@@ -85,8 +85,7 @@ async fn count(folder: &Path) -> Part {
 fn sample_remote(folder: &Path) -> String {
     let (seed, remote) = (folder.join("seed"), folder.join("remote.git"));
     std::fs::create_dir_all(seed.join(".mosaic")).expect("a fresh folder");
-    let gates =
-        "[[gate]]\nname = \"tests\"\ncommand = \"test -s note.txt\"\n\n[[gate]]\nname = \"lint\"\ncommand = \"test -f README.md\"\n";
+    let gates = "[[gate]]\nname = \"tests\"\ncommand = \"sleep 0.6; test -s note.txt\"\n\n[[gate]]\nname = \"lint\"\ncommand = \"sleep 0.3; test -f README.md\"\n";
     std::fs::write(seed.join(".mosaic/gates.toml"), gates).expect("a fresh file");
     std::fs::write(seed.join("README.md"), "A sample.\n").expect("a fresh file");
     let (seed_text, remote_text) = (seed.to_str().expect("a plain path"), remote.to_str().expect("a plain path"));
