@@ -146,9 +146,7 @@ mod tests {
     use super::*;
 
     fn log(capacity: u64) -> (File, Ring) {
-        let path = std::env::temp_dir().join(format!("mosaic-ring-{}-{capacity}", std::process::id()));
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
+        let file = tempfile::tempfile().unwrap();
         format(&file, capacity, b"label").unwrap();
         let ring = Ring::open(file.try_clone().unwrap()).unwrap();
         (file, ring)
