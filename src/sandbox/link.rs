@@ -11,8 +11,8 @@ use crate::inside::wire::{
     FILE_SESSION, FOLDER_CONTROL, GrantAnswer, GrantRequest, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, SOCKET_CONTROL, Word,
     hold_millis,
 };
-use crate::sandbox::process::folder::{RunFolder, Session, hash};
-use crate::sandbox::process::kill::{self, Life};
+use crate::sandbox::folder::{RunFolder, Session, hash};
+use crate::sandbox::kill::{self, Life};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;

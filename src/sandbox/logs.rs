@@ -5,7 +5,7 @@
 
 use crate::api::names::{RunId, Uid};
 use crate::inside::output;
-use crate::sandbox::process::folder::{RunFolder, log_path, short};
+use crate::sandbox::folder::{RunFolder, log_path, short};
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;

@@ -8,27 +8,22 @@
 
 pub mod cgroup;
 mod create;
-pub mod folder;
-pub mod init_binary;
-pub mod kill;
 mod observe;
 mod result;
 mod stop;
 pub mod watchdog;
-
-pub use init_binary::find_init;
 
 use crate::api::agent::Driver;
 use crate::api::names::{Attempt, Epoch, RunId, Uid};
 use crate::api::validate::Limits;
 use crate::inside::wire::{FILE_SESSION, FILE_SPEC, FILE_WAIT, Identity, WaitReport};
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
+use crate::sandbox::folder::{RunFolder, Session, StoredSpec, log_path, remove_tree, short, write_durable};
 use crate::sandbox::limits::{self, Means};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::{RunSpec, Sandbox, SandboxError};
 use crate::tools::ToolRoot;
 use cgroup::Hierarchies;
-use folder::{RunFolder, Session, StoredSpec, log_path, remove_tree, short, write_durable};
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
@@ -164,7 +159,7 @@ impl ProcessSandbox {
                 "sandboxes may start without these primitives of isolation and limits"
             );
         }
-        init_binary::check(&config.init).map_err(|e| SandboxError::Unsupported(e.to_string()))?;
+        crate::sandbox::init_binary::check(&config.init).map_err(|e| SandboxError::Unsupported(e.to_string()))?;
         let inner = Inner::open(config).map_err(|e| SandboxError::CannotObserve(format!("failed to open the driver's folders: {e}")))?;
         let refusals = limits::refusals(Driver::Process, &inner.means(), &inner.config.allow_missing);
         if !refusals.is_empty() {

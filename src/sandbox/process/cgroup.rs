@@ -10,7 +10,7 @@
 use crate::api::names::RunId;
 use crate::api::validate::Limits;
 use crate::inside::{limits, system};
-use crate::sandbox::process::folder::{hash, short};
+use crate::sandbox::folder::{hash, short};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;

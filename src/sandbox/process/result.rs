@@ -2,8 +2,8 @@
 
 use crate::inside::wire::FOLDER_OUT;
 use crate::plan::observed::AgentResult;
+use crate::sandbox::folder::RunFolder;
 use crate::sandbox::logs::clean;
-use crate::sandbox::process::folder::RunFolder;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use serde_json::Value;
 use std::fs::File;

@@ -14,7 +14,7 @@ use crate::inside::limits;
 use crate::inside::wire::{FILE_LIMIT, FILE_SESSION, FILE_SPEC, FOLDER_OUT, LimitReport};
 use crate::plan::observed::Limit;
 use crate::sandbox::RunSpec;
-use crate::sandbox::process::folder::{RunFolder, Session, StoredSpec};
+use crate::sandbox::folder::{RunFolder, Session, StoredSpec};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;

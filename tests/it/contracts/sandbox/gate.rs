@@ -9,9 +9,10 @@ use mosaic::inside::wire::{
     WaitReport,
 };
 use mosaic::plan::observed::{EndCause, SandboxState};
-use mosaic::sandbox::process::folder::{RunFolder, StoredSpec, log_path, short};
+use mosaic::sandbox::folder::{RunFolder, StoredSpec, log_path, short};
+use mosaic::sandbox::init_binary::find_init;
+use mosaic::sandbox::process::SANDBOX_UID;
 use mosaic::sandbox::process::watchdog::WatchSpec;
-use mosaic::sandbox::process::{SANDBOX_UID, find_init};
 use mosaic::sandbox::{RunSpec, Sandbox};
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};

@@ -4,8 +4,9 @@ use super::{Subject, contract, ended, seen, spec_of, uid, until};
 use mosaic::api::names::RunId;
 use mosaic::inside::wire::{FILE_IDENTITY, Identity};
 use mosaic::plan::observed::{EndCause, SandboxState};
-use mosaic::sandbox::process::folder::RunFolder;
-use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID, find_init};
+use mosaic::sandbox::folder::RunFolder;
+use mosaic::sandbox::init_binary::find_init;
+use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID};
 use mosaic::sandbox::{RunSpec, Sandbox, SandboxError, logs};
 use mosaic::tools::ToolRoot;
 use std::fs;
@@ -257,7 +258,7 @@ async fn use_of_processor_and_memory_is_told() {
 
 #[test]
 fn only_a_static_program_is_taken_for_init() {
-    let unusable = |path: &Path| mosaic::sandbox::process::init_binary::check(path).unwrap_err().to_string();
+    let unusable = |path: &Path| mosaic::sandbox::init_binary::check(path).unwrap_err().to_string();
     let folder = TempDir::new().unwrap();
     let script = folder.path().join("script");
     fs::write(&script, "#!/bin/sh\n").unwrap();
