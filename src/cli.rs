@@ -4,6 +4,7 @@
 //! anything about agents: `up` starts the controller, all other commands ask a server.
 
 mod apply;
+mod audit;
 mod change;
 mod demo;
 mod describe;
@@ -130,6 +131,11 @@ enum Command {
         #[command(subcommand)]
         command: kill::HaltCommand,
     },
+    /// Check the record of what happened
+    Audit {
+        #[command(subcommand)]
+        command: audit::AuditCommand,
+    },
     /// Print the custom resource definitions
     Crd,
     /// Print the completions for a shell
@@ -216,6 +222,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Resume(resume) => resume.run(&global).await,
         Command::Patch(patch) => patch.run(&global).await,
         Command::Halt { command } => command.run(&global).await,
+        Command::Audit { command } => command.run(&global),
         Command::Crd => {
             out!("{}---\n{}", crate::api::schema::crd_yaml(Kind::Agent), crate::api::schema::crd_yaml(Kind::Halt).trim_end());
             Ok(())

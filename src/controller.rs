@@ -138,9 +138,7 @@ fn report(result: &Passed) {
         Err(Error::ObjectNotFound(_)) => {}
         Err(Error::ReconcilerFailed(PassError::Store { source: StoreError::Conflict(_), .. }, _)) => {}
         Err(error) => {
-            let chain = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-            let text: Vec<String> = chain.map(ToString::to_string).collect();
-            tracing::info!(error = text.join(": "), "a pass was broken off; it is run again");
+            tracing::info!(error = crate::causes::one_line(error), "a pass was broken off; it is run again");
         }
     }
 }

@@ -11,7 +11,9 @@ use std::path::Path;
 /// The file system refuses; the old file stands.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let draft = write_draft(path, content)?;
-    std::fs::rename(&draft, path)?;
+    std::fs::rename(&draft, path).inspect_err(|_| {
+        let _ = std::fs::remove_file(&draft);
+    })?;
     sync_folder(path)
 }
 
@@ -32,8 +34,11 @@ pub fn make_once(path: &Path, content: &[u8]) -> io::Result<()> {
 fn write_draft(path: &Path, content: &[u8]) -> io::Result<std::path::PathBuf> {
     let draft = path.with_extension(format!("draft-{}", uuid::Uuid::new_v4().simple()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(content)?;
-    file.sync_all()?;
+    if let Err(error) = file.write_all(content).and_then(|()| file.sync_all()) {
+        // On a full disk a half draft would only make it fuller.
+        let _ = std::fs::remove_file(&draft);
+        return Err(error);
+    }
     Ok(draft)
 }
 

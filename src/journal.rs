@@ -5,7 +5,7 @@
 
 use crate::api::agent::AgentStatus;
 use crate::api::condition;
-use crate::api::names::Uid;
+use crate::api::names::{Attempt, Uid};
 use crate::audit::{Audit, AuditError, Draft, Outcome};
 use crate::controller::reconcile::{Journal, Transition};
 use crate::plan::action::{Action, Effect};
@@ -63,7 +63,7 @@ impl Ledger {
             let name = |status: &AgentStatus| status.phase.map_or_else(|| "None".to_owned(), |phase| format!("{phase:?}"));
             let why = after.reason.clone().unwrap_or_default();
             let draft = Draft::transition(key.clone(), uid.clone(), &name(before), &name(after), &why);
-            self.append(draft.with_message(after.message.as_deref().unwrap_or_default()));
+            self.append(draft.with_attempt(Attempt(after.attempt)).with_message(after.message.as_deref().unwrap_or_default()));
         }
         for now in &after.conditions {
             let then = condition::get(&before.conditions, &now.type_);

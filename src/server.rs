@@ -222,7 +222,7 @@ async fn serve_connection(stream: TcpStream, app: Router, closing: CancellationT
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(error = %error::with_sources(&error), "a connection ended early");
+        tracing::debug!(error = %crate::causes::one_line(&error), "a connection ended early");
     }
 }
 

@@ -87,7 +87,7 @@ pub enum UpError {
 }
 
 fn part<E: std::error::Error + 'static>(part: &'static str) -> impl Fn(E) -> UpError {
-    move |error| UpError::Part { part, why: crate::effect::real::chain(&error) }
+    move |error| UpError::Part { part, why: crate::causes::one_line(&error) }
 }
 
 /// A started `mosaic up`.
@@ -196,7 +196,7 @@ fn prepare_state(path: &Path) -> Result<(), UpError> {
 /// Where the local client finds the server; gone after a clean end.
 fn write_server_file(state: &Path, addr: SocketAddr) -> Result<(), UpError> {
     let path = state.join("server");
-    std::fs::write(&path, format!("http://{addr}\n")).map_err(|e| UpError::State { path, why: e.to_string() })
+    crate::durable::replace(&path, format!("http://{addr}\n").as_bytes()).map_err(|e| UpError::State { path, why: e.to_string() })
 }
 
 /// What looks and does.
@@ -396,7 +396,10 @@ fn diff(workspaces: &Workspaces, agent: &ValidAgent) -> Result<Option<String>, S
     let commit = |sha: Option<String>| sha.and_then(|sha| crate::api::names::CommitId::new(sha).ok());
     let to = commit(workspace.head_sha).or_else(|| commit(workspace.candidate_sha));
     let (Some(to), Some(from)) = (to, commit(workspace.head_base_sha).or_else(|| commit(workspace.base_sha))) else { return Ok(None) };
-    workspaces.diff(&agent.namespace, &agent.repository, &from, &to, DIFF_BYTES_MAX).map(Some).map_err(|error| error.chain())
+    workspaces
+        .diff(&agent.namespace, &agent.repository, &from, &to, DIFF_BYTES_MAX)
+        .map(Some)
+        .map_err(|error| crate::causes::one_line(&error))
 }
 
 /// What admission will say, before the record exists: the same code and the same words.

@@ -71,8 +71,6 @@ pub mod reason {
     pub const CANNOT_OBSERVE: &str = "CannotObserve";
     /// The repository is being resolved.
     pub const RESOLVING: &str = "Resolving";
-    /// The tree is being laid out.
-    pub const PREPARING_WORKSPACE: &str = "PreparingWorkspace";
     /// The sandbox is being made.
     pub const STARTING_SANDBOX: &str = "StartingSandbox";
     /// The agent runs.

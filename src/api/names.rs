@@ -14,8 +14,6 @@ pub const GROUP: &str = "mosaicstack.dev";
 pub const VERSION: &str = "v1alpha1";
 /// Finalizer on every `Agent` and `Halt`: the record stays until what it owns is gone.
 pub const FINALIZER: &str = "mosaicstack.dev/cleanup";
-/// Field manager of our writes.
-pub const FIELD_MANAGER: &str = "mosaic";
 /// Annotation: who asked for the agent's end, and how (`kill`, `delete`, `kill-all`).
 pub const ANNOTATION_ENDED_BY: &str = "mosaicstack.dev/ended-by";
 /// Annotation: hash of the spawn request, so that the same task id with another body is refused.

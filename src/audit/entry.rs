@@ -190,22 +190,10 @@ impl Draft {
         Self { key: Some(key), uid, ..self }
     }
 
-    /// Who.
-    #[must_use]
-    pub fn with_actor(self, actor: &str) -> Self {
-        Self { actor: word(actor), ..self }
-    }
-
     /// In which attempt.
     #[must_use]
     pub fn with_attempt(self, attempt: Attempt) -> Self {
         Self { attempt: Some(attempt), ..self }
-    }
-
-    /// Decided in which epoch.
-    #[must_use]
-    pub fn with_epoch(self, epoch: Epoch) -> Self {
-        Self { epoch: Some(epoch), ..self }
     }
 
     /// Asked for by which request.

@@ -88,7 +88,7 @@ impl Demo {
         let settings = Settings { listen, ..self.settings.clone() };
         let mut config = Config::from_settings(settings, folders.state.clone(), None)?;
         config.local_repos.push(folders.work.clone());
-        up::start(&config).await.map_err(|e| Failure::failed(crate::server::error::with_sources(&e)))
+        up::start(&config).await.map_err(|e| Failure::failed(crate::causes::one_line(&e)))
     }
 }
 

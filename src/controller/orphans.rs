@@ -33,9 +33,7 @@ impl Memory {
     }
 
     fn remember(&self, version: u64) -> std::io::Result<()> {
-        let draft = self.path.with_extension("draft");
-        std::fs::write(&draft, version.to_string())?;
-        std::fs::rename(draft, &self.path)
+        crate::durable::replace(&self.path, version.to_string().as_bytes())
     }
 }
 

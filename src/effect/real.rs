@@ -4,6 +4,7 @@ use crate::api::agent::AgentStatus;
 use crate::api::condition::reason;
 use crate::api::names::{ANNOTATION_APPROVE_TAMPER, ANNOTATION_ENDED_BY, Branch, CommitId, Epoch, FINALIZER, Role, RunId, Uid};
 use crate::api::validate::ValidAgent;
+use crate::causes;
 use crate::effect::flight::{Ended, Flights};
 use crate::effect::{EffectError, Subject, World, task};
 use crate::gates::tamper::{Judges, evidence, tampering};
@@ -62,7 +63,7 @@ impl World for RealWorld {
             let (in_flight, outcomes) = self.flights.look(&subject.uid);
             let sandboxes = match self.parts.sandbox.observe(Some(&subject.uid)).await {
                 Ok(seen) => Look::Seen(seen),
-                Err(error) => Look::Unknown(chain(&error)),
+                Err(error) => Look::Unknown(causes::one_line(&error)),
             };
             let uid = subject.uid.clone();
             let workspace = match self.parts.blocking(move |w| w.observe_tree(&uid)).await {
@@ -109,7 +110,7 @@ impl World for RealWorld {
 
     fn inventory(&self) -> BoxFuture<'_, Result<Inventory, EffectError>> {
         async move {
-            let sandboxes = self.parts.sandbox.observe(None).await.map_err(|error| EffectError::Failed(chain(&error)))?;
+            let sandboxes = self.parts.sandbox.observe(None).await.map_err(|error| EffectError::Failed(causes::one_line(&error)))?;
             let trees = self.parts.blocking(|w| w.inventory()).await.map_err(|failure| EffectError::Failed(failure.message))?;
             let gate_trees = trees.gate_trees.into_iter().map(|(uid, _, key)| (uid, key)).collect();
             Ok(Inventory { sandboxes, workspaces: trees.trees, gate_trees })
@@ -205,7 +206,7 @@ impl Parts {
     }
 
     async fn ensure_agent(&self, agent: ValidAgent, run: RunId, epoch: Epoch, base: CommitId, content: Option<CommitId>) -> Ended {
-        let spec = tree_spec(&agent, run.attempt, base, content)?;
+        let spec = tree_spec(&agent, run.attempt, base, content);
         let paths = self.blocking(move |w| w.ensure_tree(&spec)).await?;
         let spec = task::agent_run(&agent, &run, epoch, paths);
         self.sandbox.ensure(spec).await.map(|()| Outcome::Done).map_err(|error| sandbox_failure(&error))
@@ -386,13 +387,8 @@ fn approved(subject: &Subject) -> Option<CommitId> {
     CommitId::new(annotations.get(ANNOTATION_APPROVE_TAMPER)?.clone()).ok()
 }
 
-fn tree_spec(
-    agent: &ValidAgent,
-    attempt: crate::api::names::Attempt,
-    base: CommitId,
-    content: Option<CommitId>,
-) -> Result<TreeSpec, Failure> {
-    Ok(TreeSpec {
+fn tree_spec(agent: &ValidAgent, attempt: crate::api::names::Attempt, base: CommitId, content: Option<CommitId>) -> TreeSpec {
+    TreeSpec {
         namespace: agent.namespace.clone(),
         repository: agent.repository.clone(),
         uid: agent.uid.clone(),
@@ -401,7 +397,7 @@ fn tree_spec(
         base,
         content,
         branch_for_head: agent.target_branch.clone(),
-    })
+    }
 }
 
 fn base_branch(agent: &ValidAgent) -> Result<Branch, Failure> {
@@ -426,16 +422,9 @@ fn infrastructure(reason: &str, message: String) -> Failure {
 
 fn workspace_failure(error: &WorkspaceError) -> Failure {
     let class = if error.is_invalid() { FailureClass::Invalid } else { FailureClass::Infrastructure };
-    Failure { class, reason: error.reason().to_owned(), message: error.chain(), at: Timestamp::now() }
+    Failure { class, reason: error.reason().to_owned(), message: causes::one_line(error), at: Timestamp::now() }
 }
 
 fn sandbox_failure(error: &SandboxError) -> Failure {
-    infrastructure(reason::SANDBOX_FAILED, chain(error))
-}
-
-/// An error with its causes, as one line.
-#[must_use]
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    infrastructure(reason::SANDBOX_FAILED, causes::one_line(error))
 }

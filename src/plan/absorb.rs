@@ -141,16 +141,21 @@ fn take_snapshot(plan: &mut Plan, agent: &ValidAgent, snapshot: &Snapshot, now: 
         (Snapshot::Unchanged, Some(summary)) => complete(plan, reason::NO_CHANGES, format!("the agent changed nothing: {summary}"), now),
         (Snapshot::Unchanged, None) => {
             let text = "the agent changed nothing and did not say why; change the tree, or write a summary to /mosaic/out/result.json";
-            agent_failure(plan, agent, reason::NOTHING_CHANGED, "agent", text, None, now);
+            agent_failure(plan, agent, Setback { why: reason::NOTHING_CHANGED, kind: "agent", summary: text, details: None }, now);
         }
         (Snapshot::Refused(lines), _) => {
             let details = Some(lines.join("\n"));
             let summary = format!("the tree cannot become a commit: {}", lines.first().map_or("", String::as_str));
-            rejection(plan, agent, reason::TREE_REFUSED, "tree", &summary, details, now);
+            rejection(plan, agent, Setback { why: reason::TREE_REFUSED, kind: "tree", summary: &summary, details: details }, now);
         }
         (Snapshot::Unresolved(paths), _) => {
             let summary = "conflict markers are still in the tree; resolve them and remove the marker lines";
-            rejection(plan, agent, reason::MERGE_CONFLICT, "conflict", summary, Some(paths.join("\n")), now);
+            rejection(
+                plan,
+                agent,
+                Setback { why: reason::MERGE_CONFLICT, kind: "conflict", summary: summary, details: Some(paths.join("\n")) },
+                now,
+            );
         }
     }
 }
@@ -182,7 +187,12 @@ fn take_integrated(plan: &mut Plan, agent: &ValidAgent, integrated: &Integrated,
             workspace.content_sha = Some(content.to_string());
             workspace.conflicts.clone_from(paths);
             let summary = format!("the base branch moved to {base} and conflicts with the change in: {}", paths.join(", "));
-            rejection(plan, agent, reason::MERGE_CONFLICT, "conflict", &summary, Some(hunks.clone()), now);
+            rejection(
+                plan,
+                agent,
+                Setback { why: reason::MERGE_CONFLICT, kind: "conflict", summary: &summary, details: Some(hunks.clone()) },
+                now,
+            );
         }
         Integrated::Empty { base } => {
             complete(plan, reason::NO_CHANGES, format!("the base branch has all of the change already, at {base}"), now);
@@ -229,7 +239,12 @@ fn take_pushed(plan: &mut Plan, agent: &ValidAgent, pushed: &Pushed, now: Timest
         }
         Pushed::Rejected(words) => {
             let summary = format!("the remote refused the push: {}", words.lines().next().unwrap_or_default());
-            rejection(plan, agent, reason::PUSH_REJECTED, "remote", &summary, Some(words.clone()), now);
+            rejection(
+                plan,
+                agent,
+                Setback { why: reason::PUSH_REJECTED, kind: "remote", summary: &summary, details: Some(words.clone()) },
+                now,
+            );
         }
     }
 }
@@ -250,39 +265,39 @@ pub(super) fn infrastructure_failure(plan: &mut Plan, why: &str, message: &str, 
     }
 }
 
+/// A round that did not end well.
+pub(super) struct Setback<'a> {
+    /// Reason of the record, should this be the last round.
+    pub(super) why: &'a str,
+    /// Who refused or failed, for the agent's feedback.
+    pub(super) kind: &'a str,
+    /// One sentence.
+    pub(super) summary: &'a str,
+    /// Everything else that helps the next round.
+    pub(super) details: Option<String>,
+}
+
 /// The agent's own failure: feedback, and another attempt after a backoff while `maxRetries` lasts.
-pub(super) fn agent_failure(
-    plan: &mut Plan,
-    agent: &ValidAgent,
-    why: &str,
-    kind: &str,
-    summary: &str,
-    details: Option<String>,
-    now: Timestamp,
-) {
+pub(super) fn agent_failure(plan: &mut Plan, agent: &ValidAgent, setback: Setback<'_>, now: Timestamp) {
     plan.status.counts.agent_failures += 1;
     plan.status.last_failure_at = Some(MicroTime(now));
     plan.status.between_attempts = true;
-    tell_next_round(plan, kind, summary, details);
-    give_up_if_spent(plan, agent, why, summary, now);
+    go_on_or_give_up(plan, agent, setback, now);
 }
 
 /// A refused round: feedback, and the next attempt at once while `maxRetries` lasts.
-pub(super) fn rejection(
-    plan: &mut Plan,
-    agent: &ValidAgent,
-    why: &str,
-    kind: &str,
-    summary: &str,
-    details: Option<String>,
-    now: Timestamp,
-) {
+pub(super) fn rejection(plan: &mut Plan, agent: &ValidAgent, setback: Setback<'_>, now: Timestamp) {
     plan.status.counts.rejections += 1;
-    tell_next_round(plan, kind, summary, details);
-    give_up_if_spent(plan, agent, why, summary, now);
+    go_on_or_give_up(plan, agent, setback, now);
     if ending(&plan.status).is_none() {
         begin_attempt(&mut plan.status, now);
     }
+}
+
+fn go_on_or_give_up(plan: &mut Plan, agent: &ValidAgent, setback: Setback<'_>, now: Timestamp) {
+    let Setback { why, kind, summary, details } = setback;
+    tell_next_round(plan, kind, summary, details);
+    give_up_if_spent(plan, agent, why, summary, now);
 }
 
 fn give_up_if_spent(plan: &mut Plan, agent: &ValidAgent, why: &str, summary: &str, now: Timestamp) {

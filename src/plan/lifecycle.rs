@@ -7,7 +7,7 @@ use crate::api::agent::{AgentStatus, GateStatus, ProgressStatus, RunStatus, Sand
 use crate::api::condition::{self, reason};
 use crate::api::names::{Attempt, CommitId, GateName, Role, RunId};
 use crate::api::validate::{ValidAgent, ValidRuntime};
-use crate::plan::absorb::{absorb, agent_failure, begin_attempt, infrastructure_failure, rejection};
+use crate::plan::absorb::{Setback, absorb, agent_failure, begin_attempt, infrastructure_failure, rejection};
 use crate::plan::action::Action;
 use crate::plan::fleet::Permit;
 use crate::plan::gates::{self, GatesState};
@@ -319,7 +319,7 @@ fn running(plan: &mut Plan, step: &Step<'_>, seen: &SandboxSeen, sign: Timestamp
         }
         None => {
             let text = format!("no output or progress for {} s (spec.idleTimeout)", step.agent.idle_timeout.as_secs());
-            agent_failure(plan, step.agent, reason::IDLE_TIMEOUT, "agent", &text, None, step.now);
+            agent_failure(plan, step.agent, Setback { why: reason::IDLE_TIMEOUT, kind: "agent", summary: &text, details: None }, step.now);
             plan.act(Action::StopSandbox { run: seen.run.clone() }, step.observed, step.now, reason::CLEANING_UP);
         }
     }
@@ -348,7 +348,14 @@ fn ended(plan: &mut Plan, step: &Step<'_>, end: &RunEnd) {
         commit_message: result.commit_message,
     };
     let output = Some(end.output_tail.clone());
-    let mut failed = |text: String| agent_failure(plan, step.agent, reason::AGENT_FAILED, "agent", &text, output.clone(), step.now);
+    let mut failed = |text: String| {
+        agent_failure(
+            plan,
+            step.agent,
+            Setback { why: reason::AGENT_FAILED, kind: "agent", summary: &text, details: output.clone() },
+            step.now,
+        )
+    };
     match &end.cause {
         EndCause::Exited(0) => {}
         EndCause::Exited(code) => failed(format!("the agent's command ended with exit code {code}")),
@@ -356,7 +363,12 @@ fn ended(plan: &mut Plan, step: &Step<'_>, end: &RunEnd) {
         EndCause::CannotExecute(why) => failed(format!("the agent's command could not be executed: {why}")),
         EndCause::LimitExceeded { limit, message } => {
             let text = format!("the agent exceeded its {} limit: {message}", limit.as_str());
-            agent_failure(plan, step.agent, reason::LIMIT_EXCEEDED, "agent", &text, output, step.now);
+            agent_failure(
+                plan,
+                step.agent,
+                Setback { why: reason::LIMIT_EXCEEDED, kind: "agent", summary: &text, details: output },
+                step.now,
+            );
         }
         EndCause::LeaseExpired => return again(plan, step, reason::LEASE_EXPIRED, "the sandbox lost its lease"),
         EndCause::NotStarted(why) => return again(plan, step, reason::SANDBOX_FAILED, why),
@@ -529,7 +541,12 @@ fn reject_by_gates(plan: &mut Plan, step: &Step<'_>, failed: &[GateStatus]) {
     let details: Vec<String> =
         failed.iter().map(|gate| format!("== gate {} ==\n{}", gate.name, gate.evidence.as_deref().unwrap_or_default())).collect();
     condition::set(&mut plan.status.conditions, condition::GATES_PASSED, false, reason::GATE_REJECTED, &summary, step.now);
-    rejection(plan, step.agent, reason::GATE_REJECTED, "gate", &summary, Some(details.join("\n")), step.now);
+    rejection(
+        plan,
+        step.agent,
+        Setback { why: reason::GATE_REJECTED, kind: "gate", summary: &summary, details: Some(details.join("\n")) },
+        step.now,
+    );
 }
 
 /// Pushes the gated commit, once that it passed is stored.

@@ -3,6 +3,7 @@
 //! Its files are the only memory that the driver has across a restart; `inside::wire` names and describes them.
 
 use crate::api::names::{Epoch, RunId, Uid};
+use crate::durable;
 use crate::inside::system;
 use crate::inside::wire::{self, Identity, LaunchSpec};
 use crate::sandbox::process::watchdog::WatchSpec;
@@ -10,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -111,7 +112,7 @@ impl RunFolder {
     /// # Errors
     /// The disk refuses.
     pub fn write(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
-        write_durable(&self.path, name, &serde_json::to_vec(value)?)
+        durable::replace(&self.path.join(name), &serde_json::to_vec(value)?)
     }
 
     /// Whether the run was stopped.
@@ -158,18 +159,6 @@ pub fn short(run: &RunId) -> String {
 #[must_use]
 pub fn log_path(state: &Path, uid: &Uid, short: &str) -> PathBuf {
     state.join("logs").join(uid.as_str()).join(format!("{short}.log"))
-}
-
-/// Writes a file so that it is there whole and for good, or as it was.
-/// # Errors
-/// The disk refuses.
-pub fn write_durable(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = folder.join(format!("{name}.new"));
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, folder.join(name))?;
-    File::open(folder)?.sync_all()
 }
 
 /// Removes a folder of ours and everything in it, however deep the agent nested it: what is in a subfolder is moved up before that goes,

@@ -18,7 +18,7 @@ use crate::api::names::{Attempt, Epoch, RunId, Uid};
 use crate::api::validate::Limits;
 use crate::inside::wire::{FILE_SESSION, FILE_SPEC, FILE_WAIT, Identity, WaitReport};
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
-use crate::sandbox::folder::{RunFolder, Session, StoredSpec, log_path, remove_tree, short, write_durable};
+use crate::sandbox::folder::{RunFolder, Session, StoredSpec, log_path, remove_tree, short};
 use crate::sandbox::limits::{self, Means};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::{RunSpec, Sandbox, SandboxError};
@@ -177,12 +177,6 @@ impl ProcessSandbox {
         self.inner.link.changes()
     }
 
-    /// The folder that a sandbox of this run sees at `/mosaic/link`, for the gateway's socket `gateway.sock`.
-    #[must_use]
-    pub fn link_folder(&self, run: &RunId) -> PathBuf {
-        RunFolder::of(&self.inner.config.state, run).path().join(crate::inside::wire::FOLDER_LINK)
-    }
-
     /// What an ended run used, as its launcher measured it; `None` when it was killed first, or the run still lives.
     /// # Errors
     /// Could not look.
@@ -301,14 +295,14 @@ impl Inner {
         }
         if epoch > fences.epoch {
             let runs = self.config.state.join("runs");
-            write_durable(&runs, FILE_EPOCH, epoch.0.to_string().as_bytes()).map_err(Self::failed(run, "prepare"))?;
+            crate::durable::replace(&runs.join(FILE_EPOCH), epoch.0.to_string().as_bytes()).map_err(Self::failed(run, "prepare"))?;
             fences.epoch = epoch;
             self.link.raise_epoch(epoch);
         }
         if highest != Some(run.attempt) {
             let logs = self.config.state.join("logs").join(run.uid.as_str());
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&logs);
-            made.and_then(|()| write_durable(&logs, FILE_ATTEMPT, run.attempt.to_string().as_bytes()))
+            made.and_then(|()| crate::durable::replace(&logs.join(FILE_ATTEMPT), run.attempt.to_string().as_bytes()))
                 .map_err(Self::failed(run, "prepare"))?;
             fences.attempts.insert(run.uid.clone(), run.attempt);
         }

@@ -13,8 +13,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use rand::TryRngCore;
 use sha2::{Digest, Sha256};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use subtle::ConstantTimeEq;
 
@@ -59,13 +58,7 @@ pub fn ensure_token(state: &Path) -> Result<Secret, String> {
     let mut bytes = [0u8; TOKEN_BYTES];
     rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(|e| format!("failed to make a token: {e}"))?;
     let fresh: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    // Written whole under another name and then linked: a second start never sees half a token.
-    let draft = state.join(format!("token.{}", std::process::id()));
-    let written = write_private(&draft, &fresh).and_then(|()| match std::fs::hard_link(&draft, &path) {
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
-        other => other,
-    });
-    let _ = std::fs::remove_file(&draft);
+    let written = crate::durable::make_once(&path, format!("{fresh}\n").as_bytes());
     written.map_err(|e| format!("failed to write the token file {}: {e}", path.display()))?;
     read_token(state)
 }
@@ -85,13 +78,6 @@ pub fn read_token(state: &Path) -> Result<Secret, String> {
         return Err(format!("the token file {0} holds no token; remove it, and the next start makes a new one", path.display()));
     }
     Ok(Secret::new(token))
-}
-
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    let _ = std::fs::remove_file(path);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    writeln!(file, "{text}")?;
-    file.sync_all()
 }
 
 /// Lets in only who has the token.

@@ -135,7 +135,7 @@ impl From<StoreError> for Problem {
             StoreError::Invalid(text) => Self::invalid(vec![text]),
             StoreError::TooOld(_) => Self::new(StatusCode::GONE, "too-old", detail).hint("list again and watch from there"),
             StoreError::Unusable(_) | StoreError::Unavailable { .. } => {
-                tracing::error!(error = %with_sources(&error), "the store failed");
+                tracing::error!(error = %crate::causes::one_line(&error), "the store failed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", detail)
                     .hint("nothing was changed or the outcome is unknown: look before sending it again")
             }
@@ -147,19 +147,6 @@ impl From<NameError> for Problem {
     fn from(error: NameError) -> Self {
         Self::invalid(vec![error.to_string()])
     }
-}
-
-/// An error and all its sources, as logs print it.
-#[must_use]
-pub fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }
 
 impl IntoResponse for Problem {

@@ -1,6 +1,6 @@
 //! What every request goes through: metrics, the time limit, and bodies and queries read with clear refusals.
 
-use super::error::{Problem, with_sources};
+use super::error::Problem;
 use super::{BODY_BYTES_MAX, Ctx, REQUEST_TIME_MAX};
 use crate::audit::{Draft, Outcome};
 use crate::telemetry::RequestLabels;
@@ -8,7 +8,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use serde::de::DeserializeOwned;
@@ -17,6 +17,11 @@ use std::time::Instant;
 
 /// Whoever has the token: there is one so far.
 const ACTOR: &str = "http";
+
+/// Where a caller may put an id of its own, and where every answer to a change has the one that the audit log has.
+const HEADER_REQUEST_ID: &str = "x-request-id";
+/// Longest id that is taken over.
+const REQUEST_ID_BYTES_MAX: usize = 64;
 
 /// Counts the request and traces its end.
 pub async fn observe(State(state): Ctx, request: Request, next: Next) -> Response {
@@ -39,13 +44,25 @@ pub async fn record(State(state): Ctx, request: Request, next: Next) -> Response
         return next.run(request).await;
     }
     let action = format!("{} {}", request.method(), request.uri().path());
-    let response = next.run(request).await;
+    let request_id = request_id(request.headers());
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert(HEADER_REQUEST_ID, value);
+    }
     let result = if response.status().is_success() { Outcome::Ok } else { Outcome::Failed };
-    let draft = Draft::request(ACTOR, &action, result).with_message(&format!("status {}", response.status().as_u16()));
+    let draft =
+        Draft::request(ACTOR, &action, result).with_request_id(&request_id).with_message(&format!("status {}", response.status().as_u16()));
     if let Err(error) = state.audit.append(draft) {
-        tracing::error!(error = %with_sources(&error), action, "failed to write a request into the audit log");
+        tracing::error!(error = %crate::causes::one_line(&error), action, "failed to write a request into the audit log");
     }
     response
+}
+
+/// The caller's id of a request, so that its own logs can be matched with the audit log; made here if there is none that can be used.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(HEADER_REQUEST_ID).and_then(|value| value.to_str().ok());
+    let usable = given.filter(|id| (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()));
+    usable.map_or_else(|| uuid::Uuid::now_v7().to_string(), ToOwned::to_owned)
 }
 
 /// Milliseconds since then.

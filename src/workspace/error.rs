@@ -257,19 +257,6 @@ impl WorkspaceError {
             | Self::Io { .. } => false,
         }
     }
-
-    /// The text with its causes, for people.
-    #[must_use]
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        text
-    }
 }
 
 /// Adds what was tried on which path.

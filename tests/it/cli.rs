@@ -269,3 +269,24 @@ async fn the_demo_pushes_what_a_gate_passed_and_does_so_again() {
         assert!(!newest.join("state/server").exists(), "the server of the demo is gone");
     }
 }
+
+#[tokio::test]
+async fn the_audit_log_has_the_callers_request_id_and_is_checked_from_outside() {
+    let front = Front::start().await;
+    let spawn = front.http.post(front.url("/agents/spawn")).bearer_auth(front.token.expose()).header("x-request-id", "ticket-4711");
+    let answer = spawn.json(&crate::http::front::request("audited")).send().await.unwrap();
+    assert_eq!(answer.headers()["x-request-id"], "ticket-4711");
+    front.spawn("unnamed").await;
+    let state = front.state.path().to_str().unwrap();
+    let file = front.state.path().join("audit/test.jsonl");
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(written.matches("\"requestId\":\"ticket-4711\"").count(), 1, "{written}");
+    assert_eq!(written.matches("\"requestId\":").count(), 2, "one that has none is given one: {written}");
+    let whole = finish(command(&["--state", state, "audit", "verify"]), None).await;
+    assert!(whole.code == Some(0) && whole.out.contains("whole"), "{}{}", whole.out, whole.err);
+    std::fs::write(&file, written.replace("ticket-4711", "ticket-4712")).unwrap();
+    let broken = finish(command(&["--state", state, "audit", "verify"]), None).await;
+    assert!(broken.code == Some(1) && broken.out.contains("broken at") && broken.out.contains("test.jsonl:1"), "{}{}", broken.out, broken.err);
+    let none = finish(command(&["--state", "/nonexistent", "audit", "verify"]), None).await;
+    assert!(none.code == Some(1) && none.err.contains("there is no audit log at /nonexistent/audit"), "{}", none.err);
+}

@@ -128,7 +128,7 @@ pub(super) fn prove(agent: &AgentView, folders: &Folders, paint: Paint, started:
     let name = ref_name.strip_prefix("refs/heads/").unwrap_or(&ref_name);
     let branch = Branch::new(name).map_err(|e| Failure::failed(format!("the record names no pushed branch: {e}")))?;
     let [listed, log] = crate::workspace::report(&folders.work, &folders.remote, &branch)
-        .map_err(|e| Failure::failed(format!("failed to ask git for the remote: {}", crate::server::error::with_sources(&e))))?;
+        .map_err(|e| Failure::failed(format!("failed to ask git for the remote: {}", crate::causes::one_line(&e))))?;
     out!("\n{}", paint.strong("Verdicts"));
     out!("{}", verdicts(status).unwrap_or_else(|| "none".to_owned()));
     out!("\n{}", paint.strong("The remote, in git's own words"));

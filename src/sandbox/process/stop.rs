@@ -6,7 +6,7 @@ use crate::api::names::RunId;
 use crate::inside::wire::{FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, Identity};
 use crate::plan::observed::SandboxState;
 use crate::sandbox::SandboxError;
-use crate::sandbox::folder::{StoredSpec, remove_tree, short, write_durable};
+use crate::sandbox::folder::{StoredSpec, remove_tree, short};
 use crate::sandbox::kill::{self, Life};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -29,7 +29,7 @@ impl Inner {
             .recursive(true)
             .mode(0o700)
             .create(run.folder.path())
-            .and_then(|()| write_durable(run.folder.path(), FILE_STOPPED, b""));
+            .and_then(|()| crate::durable::replace(&run.folder.path().join(FILE_STOPPED), b""));
         self.link.say_stop(id);
         let outcome = self.kill_until(&run, until);
         // A tombstone that could not be written matters only while something lives.

@@ -121,15 +121,12 @@ fn change(tables: &mut Tables<'_>, key: &Key, decide: impl FnOnce(&Record) -> St
 
 /// Tells everybody of a batch that it failed as a whole. Whether an I/O error came before or after the data was safe is unknown.
 fn refuse_all(replies: Vec<oneshot::Sender<Answer>>, error: &StoreError) {
-    let chain = |error: &StoreError| match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    };
-    tracing::error!(error = chain(error), writes = replies.len(), "a commit failed");
+    let text = crate::causes::one_line(error);
+    tracing::error!(error = text, writes = replies.len(), "a commit failed");
     for reply in replies {
         let copy = match error {
             StoreError::Unusable(why) => StoreError::Unusable(why.clone()),
-            other => StoreError::Unavailable { what: chain(other), source: None },
+            _ => StoreError::Unavailable { what: text.clone(), source: None },
         };
         drop(reply.send(Err(copy)));
     }

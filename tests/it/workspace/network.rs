@@ -105,7 +105,7 @@ fn every_refusal_over_https_has_its_reason_and_no_credential_in_its_words() {
         network.reach(server.url("remote.git"), vec![network.access(server.url(""), token, authority)], 2);
         let started = Instant::now();
         let error = network.refusal();
-        let text = error.chain();
+        let text = mosaic::causes::one_line(&error);
         assert_eq!(error.reason(), expected, "{certificate} {mode} {token} {authority}: {text}");
         assert!(text.contains(words), "{certificate} {mode} {token} {authority}: {text}");
         assert!(!text.contains("canary"), "{text}");
