@@ -61,6 +61,8 @@ pub mod plan;
 #[cfg(feature = "controller")]
 pub mod askpass;
 #[cfg(feature = "controller")]
+mod beneath;
+#[cfg(feature = "controller")]
 pub mod causes;
 #[cfg(feature = "controller")]
 pub mod durable;

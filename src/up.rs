@@ -19,7 +19,7 @@ use crate::plan::action::Effect;
 use crate::plan::fleet::{Fleet, FleetLimits};
 use crate::sandbox::Sandbox;
 use crate::sandbox::init_binary::find_init;
-use crate::sandbox::process::{ProcessConfig, ProcessSandbox};
+use crate::sandbox::process::{ProcessConfig, ProcessSandbox, SandboxIds};
 use crate::server::auth::{Door, ensure_token};
 use crate::server::{LogPiece, Refusal, ServerState, serve};
 use crate::store::embedded::{EmbeddedOptions, EmbeddedStore};
@@ -216,7 +216,7 @@ async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpEr
         };
         let mut notes = tools::report(&roots);
         let process = ProcessConfig {
-            sandbox_uid: config.sandbox_uid,
+            ids: SandboxIds::of(config.sandbox_uid),
             allow_missing: config.allow_missing.clone(),
             tool_roots: roots,
             lease: config.lease,
@@ -231,10 +231,11 @@ async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpEr
 }
 
 fn workspace_config(config: &Config) -> WorkspaceConfig {
+    let ids = SandboxIds::of(config.sandbox_uid);
     WorkspaceConfig {
         state: config.state.clone(),
-        sandbox_uid: config.sandbox_uid,
-        sandbox_gid: config.sandbox_uid,
+        sandbox_uid: ids.uid,
+        sandbox_gid: ids.gid,
         local_repos: config.local_repos.clone(),
         author_name: config.author_name.clone(),
         author_email: config.author_email.clone(),

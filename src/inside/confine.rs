@@ -21,6 +21,8 @@ pub const CLONED: [(&str, libc::c_int); 5] = [
 ];
 /// Namespaces that are new in every sandbox.
 pub const NAMESPACES: [&str; 6] = ["user", "pid", "mnt", "net", "ipc", "uts"];
+/// What ids look like that a user namespace does not know.
+const OVERFLOW_ID: u32 = 65_534;
 /// No kernel has more capabilities than this.
 const CAPABILITIES_MAX: u32 = 63;
 /// What no process inside may make, so that it cannot become privileged within namespaces of its own.
@@ -107,16 +109,37 @@ const fn where_possible(name: &'static str, holds: fn(&Evidence) -> bool) -> Pri
     Primitive { name, need: Need::WherePossible, holds, help: "" }
 }
 
-/// Enters a user namespace of its own. Its ids are mapped by the launcher; until then nobody is anybody in it.
+/// Enters a user namespace in which an ordinary user may make the other namespaces and mounts: the launcher itself is in it, and what it
+/// makes belongs to it. The agent's own is made within, so that no capability that could be had inside reaches a mount.
 /// # Errors
 /// The kernel or a setting refuses user namespaces.
-pub fn enter_user_namespace() -> Result<(), String> {
-    rustix::thread::set_thread_groups(&[]).map_err(|e| format!("failed to drop all groups: {e}"))?;
-    // Kernels without keyrings have nothing to leave.
-    let _ = system::join_empty_keyring();
+pub fn enter_outer_user_namespace(uid: u32, gid: u32) -> Result<(), String> {
+    // A program that its user may execute but not read is not dumpable, and its files in /proc are root's then.
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable);
+    unshare_user()?;
+    for (file, text) in [("setgroups", "deny".to_owned()), ("uid_map", format!("{uid} {uid} 1")), ("gid_map", format!("{gid} {gid} 1"))] {
+        fs::write(format!("/proc/self/{file}"), text).map_err(|e| format!("failed to write my {file}: {e}: {HELP_USER_NAMESPACE}"))?;
+    }
+    Ok(())
+}
+
+fn unshare_user() -> Result<(), String> {
     // SAFETY: one thread only, and no descriptor table is unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
         .map_err(|e| format!("failed to make a user namespace: {e}: {HELP_USER_NAMESPACE}"))
+}
+
+/// Enters a user namespace of its own. Its ids are mapped by the launcher; until then nobody is anybody in it.
+/// # Errors
+/// The kernel or a setting refuses user namespaces.
+pub fn enter_user_namespace(unprivileged: bool) -> Result<(), String> {
+    // An ordinary user cannot leave its groups; there is nothing of theirs in the sandbox.
+    if !unprivileged {
+        rustix::thread::set_thread_groups(&[]).map_err(|e| format!("failed to drop all groups: {e}"))?;
+    }
+    // Kernels without keyrings have nothing to leave.
+    let _ = system::join_empty_keyring();
+    unshare_user()
 }
 
 /// Becomes the sandbox's user, for ever and without any capability. The ids must be mapped.
@@ -162,6 +185,7 @@ pub struct Evidence {
     uid_map: String,
     uid: u32,
     gid: u32,
+    unprivileged: bool,
     pid: i32,
     interfaces: Vec<String>,
     root_is_read_only: bool,
@@ -188,6 +212,7 @@ impl Evidence {
             uid_map: read("/proc/self/uid_map")?,
             uid: spec.uid,
             gid: spec.gid,
+            unprivileged: spec.unprivileged,
             pid: rustix::process::getpid().as_raw_nonzero().get(),
             interfaces: devices.lines().filter_map(name_of).collect(),
             root_is_read_only: root.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
@@ -216,7 +241,9 @@ impl Evidence {
 
     fn has_own_ids(&self) -> bool {
         let all = |field: &str, id: u32| self.status_field(field).split_whitespace().all(|text| text.parse() == Ok(id));
-        self.uid != 0 && all("Uid", self.uid) && all("Gid", self.gid) && self.status_field("Groups").is_empty()
+        // Groups that an ordinary user could not leave are shown as nobody's.
+        let is_nobodys = |text: &str| self.unprivileged && [Ok(self.gid), Ok(OVERFLOW_ID)].contains(&text.parse());
+        self.uid != 0 && all("Uid", self.uid) && all("Gid", self.gid) && self.status_field("Groups").split_whitespace().all(is_nobodys)
     }
 
     fn has_no_capabilities(&self) -> bool {

@@ -1,4 +1,4 @@
-//! The launcher: makes the sandbox from outside, as root, and waits for its end.
+//! The launcher: makes the sandbox from outside, as root or as what passes for it in a user namespace, and waits for its end.
 //!
 //! detach from the controller -> read the spec -> clone into new namespaces -> (inside: mounts, then the user namespace) -> map the ids ->
 //! write init's identity, durably -> let init go -> wait -> write how it ended. When the launcher dies before it let init go, init ends by
@@ -58,6 +58,9 @@ fn launch(folder: &OwnedFd) -> Result<WaitReport, String> {
     let spec = read_spec(folder.as_fd())?;
     refuse_stopped(folder.as_fd())?;
     let mut prepared = Some(Prepared::open(folder.as_fd(), &spec)?);
+    if spec.unprivileged {
+        confine::enter_outer_user_namespace(spec.uid, spec.gid)?;
+    }
     let (mut outside, inside) = UnixStream::pair().map_err(|e| format!("failed to make a pair of sockets: {e}"))?;
     let (child, namespaces) = fork_into_namespaces(&spec.allow_missing)?;
     let Some(child) = child else {
@@ -160,7 +163,9 @@ fn write_proc(pid: i32, file: &str, text: &str) -> Result<(), String> {
 fn become_init(spec: LaunchSpec, prepared: Prepared, namespaces: libc::c_int, mut inside: UnixStream) -> ! {
     // What is made from here on is for the sandbox's user, whatever the controller was started with.
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let from_inside = mounts::enter_new_root(&spec).and_then(|()| name_things(namespaces)).and_then(|()| confine::enter_user_namespace());
+    let from_inside = mounts::enter_new_root(&spec)
+        .and_then(|()| name_things(namespaces))
+        .and_then(|()| confine::enter_user_namespace(spec.unprivileged));
     if let Err(text) = from_inside {
         let _ = inside.write_all(text.as_bytes());
         system::exit_now(EXIT_UNPREPARED);

@@ -36,12 +36,15 @@ pub struct LimitSpec {
     pub enforced: Vec<String>,
     /// Largest file that can be written.
     pub file_bytes_max: Option<u64>,
+    /// Most processes and threads of the sandbox's user in its user namespace (kernels before 5.14 count them outside as well).
+    pub processes_max: Option<u64>,
 }
 
 /// The open doors of a command's control groups.
 pub struct Doors {
     doors: Vec<OwnedFd>,
     file_bytes_max: Option<u64>,
+    processes_max: Option<u64>,
 }
 
 impl Doors {
@@ -55,7 +58,7 @@ impl Doors {
                 .map_err(|e| format!("failed to open the control group {}: {e}", path.display()))
         };
         let doors = spec.groups.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { doors, file_bytes_max: spec.file_bytes_max })
+        Ok(Self { doors, file_bytes_max: spec.file_bytes_max, processes_max: spec.processes_max })
     }
 
     /// Enters all groups and binds the resources of this process. Safe between fork and exec: nothing is allocated.
@@ -68,6 +71,7 @@ impl Doors {
         let bounds = [
             (Resource::Nofile, OPEN_FILES_MAX),
             (Resource::Fsize, self.file_bytes_max.unwrap_or(u64::MAX)),
+            (Resource::Nproc, self.processes_max.unwrap_or(u64::MAX)),
             (Resource::Memlock, LOCKED_BYTES_MAX),
             (Resource::Msgqueue, QUEUED_BYTES_MAX),
             (Resource::Sigpending, PENDING_SIGNALS_MAX),

@@ -229,23 +229,37 @@ pub fn boot_id() -> io::Result<String> {
     Ok(read_small("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
+/// Fields of `/proc/<pid>/stat` from the state on; `None`: no such process.
+fn stat_fields(pid: i32) -> io::Result<Option<Vec<String>>> {
+    match read_small(format!("/proc/{pid}/stat")) {
+        // The name is in parentheses and may hold anything, so fields are counted from the last one.
+        Ok(text) => {
+            let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().map(str::to_owned).collect());
+            Ok(Some(fields.unwrap_or_default()))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 /// State letter and start time of a process; `None`: no such process.
 /// # Errors
 /// `/proc` cannot be read.
 pub fn state_of(pid: i32) -> io::Result<Option<(char, u64)>> {
-    let text = match read_small(format!("/proc/{pid}/stat")) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    // The name is in parentheses and may hold anything, so fields are counted from the last one.
-    let fields: Vec<&str> = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+    let Some(fields) = stat_fields(pid)? else { return Ok(None) };
     let state = fields.first().and_then(|f| f.chars().next());
     let start = fields.get(19).and_then(|f| f.parse().ok());
     match (state, start) {
         (Some(state), Some(start)) => Ok(Some((state, start))),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not as documented"))),
     }
+}
+
+/// Parent of a process; `None`: no such process.
+/// # Errors
+/// `/proc` cannot be read.
+pub fn parent_of(pid: i32) -> io::Result<Option<i32>> {
+    Ok(stat_fields(pid)?.and_then(|fields| fields.get(1)?.parse().ok()))
 }
 
 /// Inode of a namespace of a process (`pid`, `net`, …).

@@ -88,6 +88,9 @@ pub struct LaunchSpec {
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
+    /// The launcher is an ordinary user and enters a user namespace first, in which it may do what root may outside.
+    #[serde(default)]
+    pub unprivileged: bool,
     /// Without a renewal for so long, init ends everything.
     pub lease_millis: u64,
     /// Size of each of the tmpfs at `/tmp`, `/dev/shm` and HOME.

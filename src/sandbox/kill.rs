@@ -74,7 +74,7 @@ pub fn wait_gone(handle: &OwnedFd, until: Instant) -> io::Result<bool> {
     }
 }
 
-/// Holds a pid namespace, so that its inode is not used again while we look for it; `None` when it is gone already.
+/// Holds a pid namespace, so that its inode is not used again while we look for it; `None` when it is gone already, or not ours to hold.
 /// # Errors
 /// Could not look.
 pub fn hold_namespace(identity: &Identity) -> io::Result<Option<File>> {
@@ -82,6 +82,9 @@ pub fn hold_namespace(identity: &Identity) -> io::Result<Option<File>> {
         // The pid may be another process by now.
         Ok(file) => Ok((file.metadata()?.ino() == identity.pid_namespace).then_some(file)),
         Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        // An ordinary user may not look into its own init, which is not dumpable. That PID 1 is gone is proof enough: the kernel lets it go
+        // last.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(None),
         Err(e) => Err(e),
     }
 }

@@ -31,15 +31,15 @@ impl Bound {
     }
 }
 
-/// What a driver has on this host.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What a driver has on this host for the limits that depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Means {
-    /// Control groups bound memory.
-    pub memory: bool,
-    /// Control groups bound processes.
-    pub pids: bool,
-    /// Control groups bound CPU.
-    pub cpu: bool,
+    /// What bounds memory.
+    pub memory: Bound,
+    /// What bounds processes.
+    pub pids: Bound,
+    /// What bounds CPU.
+    pub cpu: Bound,
 }
 
 /// One limit.
@@ -58,16 +58,11 @@ const REMEDY_GROUPS: &str = "mount the control groups at /sys/fs/cgroup with the
     (in a systemd service: Delegate=yes, DelegateSubgroup=mosaic-controller and KillMode=process; in a container: a writable /sys/fs/cgroup)";
 const REMEDY_NONE: &str = "nothing: every host of this driver has it";
 
-/// Whether control groups do it.
-fn groups(has: bool) -> Bound {
-    if has { Bound::Kernel } else { Bound::None }
-}
-
 /// Every limit.
 pub const LIMITS: &[LimitRow] = &[
-    LimitRow { name: "memory", required: true, process: |means| groups(means.memory), remedy: REMEDY_GROUPS },
-    LimitRow { name: "pids", required: true, process: |means| groups(means.pids), remedy: REMEDY_GROUPS },
-    LimitRow { name: "cpu", required: false, process: |means| groups(means.cpu), remedy: REMEDY_GROUPS },
+    LimitRow { name: "memory", required: true, process: |means| means.memory, remedy: REMEDY_GROUPS },
+    LimitRow { name: "pids", required: true, process: |means| means.pids, remedy: REMEDY_GROUPS },
+    LimitRow { name: "cpu", required: false, process: |means| means.cpu, remedy: REMEDY_GROUPS },
     LimitRow { name: "disk", required: false, process: |_| Bound::Watchdog, remedy: REMEDY_NONE },
     LimitRow { name: "inodes", required: false, process: |_| Bound::Watchdog, remedy: REMEDY_NONE },
     LimitRow { name: "tmp", required: false, process: |_| Bound::Kernel, remedy: REMEDY_NONE },

@@ -4,7 +4,9 @@
 //! `stop` writes a tombstone, says the word and kills; `remove` takes the folder away. The folder is the only memory: after a restart
 //! `open` reads all of them and serves their links again. Blocking work runs on tokio's blocking pool, the link on its own thread.
 //!
-//! It needs root so far. What is enforced is looked at from inside (`inside::confine`) and reported in `isolation`.
+//! As root a sandbox has a uid of its own. As an ordinary user it has that user's, within a user namespace that the launcher enters first
+//! (`SandboxIds`); everything after that is the same. What is enforced is looked at from inside (`inside::confine`) and reported in
+//! `isolation`.
 
 pub mod cgroup;
 mod create;
@@ -16,10 +18,11 @@ pub mod watchdog;
 use crate::api::agent::Driver;
 use crate::api::names::{Attempt, Epoch, RunId, Uid};
 use crate::api::validate::Limits;
+use crate::beneath;
 use crate::inside::wire::{FILE_SESSION, FILE_SPEC, FILE_WAIT, Identity, WaitReport};
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
-use crate::sandbox::folder::{RunFolder, Session, StoredSpec, log_path, remove_tree, short};
-use crate::sandbox::limits::{self, Means};
+use crate::sandbox::folder::{RunFolder, Session, StoredSpec, log_path, short};
+use crate::sandbox::limits::{self, Bound, Means};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::{RunSpec, Sandbox, SandboxError};
 use crate::tools::ToolRoot;
@@ -47,6 +50,31 @@ const HALF_STARTED_PATIENCE: Duration = Duration::from_secs(1);
 /// The agent that the driver's own test runs for.
 const SELF_TEST_UID: &str = "driver-self-test";
 
+/// Who everything in a sandbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SandboxIds {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Whether we are an ordinary user, whose sandboxes can have no other ids than that user's own: they are made within a user namespace
+    /// of ours then.
+    pub unprivileged: bool,
+}
+
+impl SandboxIds {
+    /// As root the ids that are given; else this program's own.
+    #[must_use]
+    pub fn of(uid_of_root: u32) -> Self {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        if uid.is_root() {
+            Self { uid: uid_of_root, gid: uid_of_root, unprivileged: false }
+        } else {
+            Self { uid: uid.as_raw(), gid: gid.as_raw(), unprivileged: true }
+        }
+    }
+}
+
 /// Settings of the driver.
 #[derive(Debug, Clone)]
 pub struct ProcessConfig {
@@ -57,7 +85,7 @@ pub struct ProcessConfig {
     /// A static `mosaic-init`, see `find_init`.
     pub init: PathBuf,
     /// Uid and gid of everything inside.
-    pub sandbox_uid: u32,
+    pub ids: SandboxIds,
     /// Folders of tools that every sandbox sees, read-only (`tools::resolve`).
     pub tool_roots: Vec<ToolRoot>,
     /// Primitives of isolation (`inside::confine`) and limits (`sandbox::limits`) without which sandboxes start all the same.
@@ -79,7 +107,7 @@ impl ProcessConfig {
             state: state.into(),
             installation: installation.into(),
             init: init.into(),
-            sandbox_uid: SANDBOX_UID,
+            ids: SandboxIds::of(SANDBOX_UID),
             tool_roots: Vec::new(),
             allow_missing: Vec::new(),
             lease: Duration::from_secs(30),
@@ -149,10 +177,6 @@ impl ProcessSandbox {
     /// # Errors
     /// `Unsupported` says what the host lacks; others, what failed.
     pub fn open(config: ProcessConfig) -> Result<Self, SandboxError> {
-        if !rustix::process::geteuid().is_root() {
-            let text = "the process sandbox needs root so far: run mosaic as root";
-            return Err(SandboxError::Unsupported(text.to_owned()));
-        }
         if !config.allow_missing.is_empty() {
             tracing::warn!(
                 missing = config.allow_missing.join(", "),
@@ -239,8 +263,11 @@ impl Inner {
 
     /// What bounds sandboxes here.
     fn means(&self) -> Means {
-        let has = |controller| self.hierarchies.has(controller);
-        Means { memory: has("memory"), pids: has("pids"), cpu: has("cpu") }
+        let has = |controller, else_by| if self.hierarchies.has(controller) { Bound::Kernel } else { else_by };
+        // In a user namespace of ours the kernel counts the processes of a sandbox by themselves, and holds RLIMIT_NPROC against that; their
+        // memory can at least be looked at.
+        let (memory, pids) = if self.config.ids.unprivileged { (Bound::Watchdog, Bound::Kernel) } else { (Bound::None, Bound::None) };
+        Means { memory: has("memory", memory), pids: has("pids", pids), cpu: has("cpu", Bound::None) }
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<RunId, Arc<Run>>> {
@@ -311,8 +338,10 @@ impl Inner {
 
     /// Takes in a folder that was found at the start.
     fn adopt(&self, path: PathBuf) -> io::Result<()> {
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(REMOVING)) {
-            return remove_tree(&path);
+        let runs = self.config.state.join("runs");
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(REMOVING) {
+            return beneath::remove_all(&runs, &name);
         }
         let folder = RunFolder::at(path);
         let Some(spec) = folder.read::<StoredSpec>(FILE_SPEC)? else {
@@ -325,7 +354,7 @@ impl Inner {
                 }
                 std::thread::sleep(create::LOOK_PAUSE);
             }
-            return remove_tree(folder.path());
+            return beneath::remove_all(&runs, &name);
         };
         if spec.installation != self.config.installation {
             tracing::warn!(folder = %folder.path().display(), installation = spec.installation, "left alone: a run of another installation");

@@ -34,7 +34,7 @@ pub(super) fn lay_out(
     // Two seconds ago: an agent's first change then has another time, whole seconds being all that the index compares.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let time = i64::try_from(now).unwrap_or(i64::MAX).saturating_sub(2);
-    let folder = files::open_folder(root).map_err(io("open", root))?;
+    let folder = crate::beneath::open_folder(root).map_err(io("open", root))?;
     rustix::fs::fchmod(&folder, rustix::fs::Mode::from_raw_mode(0o755)).map_err(io("open up", root))?;
     owner.take(&folder).map_err(io("give away", root))?;
     let layout = Layout { pair, opened: &opened, owner, umask: workspaces.umask, time };
@@ -55,7 +55,7 @@ pub(super) fn ensure(workspaces: &Workspaces, pair: &Pair, meta: &Meta) -> Resul
         }
         let (part, trash) = (format!(".part-{key}"), format!(".trash-{key}"));
         for name in [&part, &trash] {
-            files::remove_all(&folder, name).map_err(io("remove", folder.join(name)))?;
+            crate::beneath::remove_all(&folder, name).map_err(io("remove", folder.join(name)))?;
         }
         let made = folder.join(&part);
         files::make_folder(&made.join("root")).map_err(io("make", &made))?;
@@ -65,7 +65,7 @@ pub(super) fn ensure(workspaces: &Workspaces, pair: &Pair, meta: &Meta) -> Resul
             std::fs::rename(&place, folder.join(&trash)).map_err(io("rename", &place))?;
         }
         std::fs::rename(&made, &place).map_err(io("rename", &made))?;
-        files::remove_all(&folder, &trash).map_err(io("remove", folder.join(&trash)))?;
+        crate::beneath::remove_all(&folder, &trash).map_err(io("remove", folder.join(&trash)))?;
         Ok(root.clone())
     })
 }
@@ -91,10 +91,10 @@ pub(super) fn prune(workspaces: &Workspaces, hash: &str) -> Result<(), Workspace
             if is_used(workspaces, hash, &key)? {
                 return Ok(());
             }
-            files::remove_all(&folder, &trash).map_err(io("remove", folder.join(&trash)))?;
+            crate::beneath::remove_all(&folder, &trash).map_err(io("remove", folder.join(&trash)))?;
             std::fs::rename(folder.join(&key), folder.join(&trash)).map_err(io("rename", folder.join(&key)))
         })?;
-        files::remove_all(&folder, &trash).map_err(io("remove", folder.join(&trash)))?;
+        crate::beneath::remove_all(&folder, &trash).map_err(io("remove", folder.join(&trash)))?;
     }
     Ok(())
 }
@@ -105,7 +105,7 @@ pub(super) fn sweep(workspaces: &Workspaces) -> Result<(), WorkspaceError> {
     for hash in files::names_in(all).map_err(io("read", all))? {
         let folder = all.join(hash);
         for name in files::names_in(&folder).map_err(io("read", &folder))?.iter().filter(|name| name.starts_with('.')) {
-            files::remove_all(&folder, name).map_err(io("remove", folder.join(name)))?;
+            crate::beneath::remove_all(&folder, name).map_err(io("remove", folder.join(name)))?;
         }
     }
     Ok(())

@@ -70,10 +70,10 @@ pub(super) fn probe(state: &Path) -> std::io::Result<()> {
     let name = ".overlay-probe";
     let folder = state.join(name);
     unmount(&folder.join("tree"))?;
-    files::remove_all(state, name)?;
+    crate::beneath::remove_all(state, name)?;
     let result = attempt(&folder);
     unmount(&folder.join("tree"))?;
-    files::remove_all(state, name)?;
+    crate::beneath::remove_all(state, name)?;
     result
 }
 

@@ -193,7 +193,7 @@ impl Place {
         let folder = self.folder();
         overlay::unmount(&self.tree()).map_err(io("unmount", self.tree()))?;
         for name in ["tree", "upper", "work"] {
-            files::remove_all(&folder, name).map_err(io("remove", folder.join(name)))?;
+            crate::beneath::remove_all(&folder, name).map_err(io("remove", folder.join(name)))?;
         }
         Ok(())
     }
@@ -205,12 +205,12 @@ impl Place {
         }
         self.clear()?;
         let folder = self.folder();
-        files::remove_all(&folder, "home").map_err(io("remove", self.home()))?;
-        files::remove_all(&self.parent, &self.name).map_err(io("remove", folder))
+        crate::beneath::remove_all(&folder, "home").map_err(io("remove", self.home()))?;
+        crate::beneath::remove_all(&self.parent, &self.name).map_err(io("remove", folder))
     }
 
     fn own(&self, workspaces: &Workspaces, path: &Path, mode: u32) -> Result<(), WorkspaceError> {
-        let opened = files::open_folder(path).map_err(io("open", path))?;
+        let opened = crate::beneath::open_folder(path).map_err(io("open", path))?;
         rustix::fs::fchmod(&opened, rustix::fs::Mode::from_raw_mode(mode)).map_err(io("open up", path))?;
         workspaces.owner.take(&opened).map_err(io("give away", path))
     }

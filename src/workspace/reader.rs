@@ -5,12 +5,12 @@
 //! `lenient` leaves out what is refused instead of refusing the whole: for rescues, where much is better than nothing.
 
 use super::error::{WorkspaceError, io};
-use super::files::open_beneath;
 use super::ignored::Ignored;
 use super::layout::Kind;
 use super::names;
 use super::repository::{Pair, Writer};
 use super::types::SnapshotLimits;
+use crate::beneath::open_beneath;
 use git2::{ObjectType, Oid, Repository, Tree};
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, FileType, OFlags, Stat};

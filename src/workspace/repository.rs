@@ -88,7 +88,7 @@ impl Pair {
         let folder = path.parent().expect("a repository is in its own folder");
         files::make_folder(folder).map_err(io("make", folder))?;
         let part = path.with_extension("part");
-        files::remove_all(folder, &part.file_name().expect("it has a name").to_string_lossy()).map_err(io("remove", &part))?;
+        crate::beneath::remove_all(folder, &part.file_name().expect("it has a name").to_string_lossy()).map_err(io("remove", &part))?;
         let mut options = RepositoryInitOptions::new();
         options.bare(true).external_template(false).no_reinit(true).initial_head("none");
         let made = Repository::init_opts(&part, &options).map_err(git("make a repository", &self.repository))?;
@@ -187,7 +187,7 @@ fn sweep_locks(repository: &Path) -> std::io::Result<()> {
         (repository.join("objects/pack"), &half_written),
     ] {
         for name in files::names_in(&folder)?.iter().filter(|name| is_left(name)) {
-            files::remove_all(&folder, name)?;
+            crate::beneath::remove_all(&folder, name)?;
         }
     }
     while let Some(folder) = folders.pop() {
@@ -196,7 +196,7 @@ fn sweep_locks(repository: &Path) -> std::io::Result<()> {
             if path.is_dir() {
                 folders.push(path);
             } else if name.ends_with(".lock") {
-                files::remove_all(&folder, &name)?;
+                crate::beneath::remove_all(&folder, &name)?;
             }
         }
     }
@@ -306,7 +306,7 @@ impl<'r> Writer<'r> {
     /// Sees to it that a loss of power takes nothing of it away.
     pub(super) fn sync(self) -> Result<(), WorkspaceError> {
         if self.new.len() > SYNC_EACH_MAX {
-            let folder = files::open_folder(&self.objects).map_err(io("open", &self.objects))?;
+            let folder = crate::beneath::open_folder(&self.objects).map_err(io("open", &self.objects))?;
             return rustix::fs::syncfs(folder).map_err(io("sync", &self.objects));
         }
         for id in &self.new {

@@ -4,7 +4,7 @@
 //! quick from the start. Commits that are not in the base (a gate's head) come along as a small pack.
 
 use super::error::{WorkspaceError, io};
-use super::files::{self, Owner};
+use super::files::Owner;
 use super::layout::{Kind, Placed};
 use super::repository::{Pair, oid};
 use crate::api::names::{Branch, CommitId};
@@ -156,7 +156,7 @@ fn quoted(value: &str) -> String {
 /// Gives a small folder of ours, that nobody else has touched yet, to its owner, and makes it readable.
 fn give(folder: &Path, owner: Owner) -> Result<(), WorkspaceError> {
     use rustix::fs::Mode;
-    let opened = files::open_folder(folder).map_err(io("open", folder))?;
+    let opened = crate::beneath::open_folder(folder).map_err(io("open", folder))?;
     rustix::fs::fchmod(&opened, Mode::from_raw_mode(0o755)).map_err(io("open up", folder))?;
     owner.take(&opened).map_err(io("give away", folder))?;
     for entry in std::fs::read_dir(folder).map_err(io("read", folder))? {

@@ -4,7 +4,6 @@
 use super::Workspaces;
 use super::candidate;
 use super::error::{WorkspaceError, io};
-use super::files;
 use super::place::{Place, Stage};
 use super::reader::Reader;
 use super::repository::{Pair, Writer, clean_message, seconds, signature};
@@ -61,7 +60,7 @@ pub(super) fn read<'r>(
     base: &Tree<'_>,
     lenient: bool,
 ) -> Result<(Oid, Vec<String>), WorkspaceError> {
-    let root = files::open_folder(&place.tree()).map_err(io("open", place.tree()))?;
+    let root = crate::beneath::open_folder(&place.tree()).map_err(io("open", place.tree()))?;
     Reader::new(pair, opened, writer, &workspaces.config.limits, lenient).read(&root, base)
 }
 

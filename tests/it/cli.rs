@@ -286,7 +286,12 @@ async fn the_audit_log_has_the_callers_request_id_and_is_checked_from_outside() 
     assert!(whole.code == Some(0) && whole.out.contains("whole"), "{}{}", whole.out, whole.err);
     std::fs::write(&file, written.replace("ticket-4711", "ticket-4712")).unwrap();
     let broken = finish(command(&["--state", state, "audit", "verify"]), None).await;
-    assert!(broken.code == Some(1) && broken.out.contains("broken at") && broken.out.contains("test.jsonl:1"), "{}{}", broken.out, broken.err);
+    assert!(
+        broken.code == Some(1) && broken.out.contains("broken at") && broken.out.contains("test.jsonl:1"),
+        "{}{}",
+        broken.out,
+        broken.err
+    );
     let none = finish(command(&["--state", "/nonexistent", "audit", "verify"]), None).await;
     assert!(none.code == Some(1) && none.err.contains("there is no audit log at /nonexistent/audit"), "{}", none.err);
 }

@@ -1,12 +1,12 @@
 //! Making a sandbox: intent first, then a launcher that outlives us.
 
-use super::{Inner, Run};
+use super::{Inner, Run, SandboxIds};
 use crate::api::agent::Driver;
 use crate::inside::limits::LimitSpec;
 use crate::inside::wire::{FILE_SPEC, FILE_TASK, FILE_WAIT, LaunchSpec, ToolMount, WaitReport};
 use crate::inside::{output, system};
 use crate::sandbox::folder::StoredSpec;
-use crate::sandbox::limits;
+use crate::sandbox::limits::{self, Bound};
 use crate::sandbox::process::watchdog::WatchSpec;
 use crate::sandbox::{RunSpec, SandboxError};
 use crate::tools;
@@ -68,8 +68,8 @@ impl Inner {
 
     /// Lays out the folder; the intent is durable when it returns. The lock goes to the launcher.
     fn write_intent(&self, run: &Run, spec: &RunSpec) -> io::Result<File> {
-        let uid = self.config.sandbox_uid;
-        run.folder.make(uid, uid)?;
+        let SandboxIds { uid, gid, .. } = self.config.ids;
+        run.folder.make(uid, gid)?;
         let lock = run.folder.open_lock()?;
         system::lock_file(lock.as_fd())?;
         let log = self.log_of(&run.id);
@@ -89,7 +89,7 @@ impl Inner {
             epoch: spec.epoch,
             installation: self.config.installation.clone(),
             launch: self.launch_spec(spec, &log),
-            watch: WatchSpec::of(spec, &run.folder),
+            watch: WatchSpec::of(spec, &run.folder, self.means().memory == Bound::Watchdog),
         };
         self.link.serve(&run.id, spec.epoch, stored.launch.lease_millis, &run.folder)?;
         run.folder.write(FILE_SPEC, &stored)?;
@@ -113,8 +113,9 @@ impl Inner {
             args: spec.args.clone(),
             env,
             deadline_millis: spec.deadline.map(millis),
-            uid: self.config.sandbox_uid,
-            gid: self.config.sandbox_uid,
+            uid: self.config.ids.uid,
+            gid: self.config.ids.gid,
+            unprivileged: self.config.ids.unprivileged,
             lease_millis: millis(self.config.lease),
             tmp_bytes_max: (spec.limits.memory_bytes / 2).clamp(TMP_BYTES_MIN, TMP_BYTES_MAX),
             allow_missing: self.config.allow_missing.clone(),
@@ -122,6 +123,8 @@ impl Inner {
                 groups: self.hierarchies.groups_of(&spec.run),
                 enforced: limits::enforced(Driver::Process, &self.means()),
                 file_bytes_max: Some(spec.limits.disk_bytes),
+                // As root it would count the processes of all sandboxes together: they have one uid.
+                processes_max: self.config.ids.unprivileged.then_some(u64::from(spec.limits.pids_max)),
             },
             log: log.to_owned(),
         }

@@ -3,10 +3,11 @@
 use super::create::LOOK_PAUSE;
 use super::{Inner, REMOVING, Run, cgroup};
 use crate::api::names::RunId;
+use crate::beneath;
 use crate::inside::wire::{FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, Identity};
 use crate::plan::observed::SandboxState;
 use crate::sandbox::SandboxError;
-use crate::sandbox::folder::{StoredSpec, remove_tree, short};
+use crate::sandbox::folder::{StoredSpec, short};
 use crate::sandbox::kill::{self, Life};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -91,12 +92,13 @@ impl Inner {
         let groups = groups_of(&run).map_err(Self::failed(id, "look at"))?;
         cgroup::remove(&groups, LAUNCHER_PATIENCE).map_err(Self::failed(id, "remove the control groups of"))?;
         self.link.forget(id);
-        let away = self.state().join("runs").join(format!("{REMOVING}{}", short(id)));
-        let moved = match fs::rename(run.folder.path(), &away) {
+        let runs = self.state().join("runs");
+        let away = format!("{REMOVING}{}", short(id));
+        let moved = match fs::rename(run.folder.path(), runs.join(&away)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         };
-        moved.and_then(|()| remove_tree(&away)).map_err(Self::failed(id, "remove"))?;
+        moved.and_then(|()| beneath::remove_all(&runs, &away)).map_err(Self::failed(id, "remove"))?;
         self.known().remove(id);
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! The limits that no kernel holds for us: disk and inodes of a run, and a flood of refused processes.
+//! The limits that no kernel holds for us: disk and inodes of a run, a flood of refused processes, and memory where there are no control
+//! groups.
 //!
 //! A thread looks at every running sandbox again and again: it sums what the files of tree, HOME and `/mosaic/out` have allocated, and ends
 //! a run that has more than it may. A look takes about one part in `LOOK_SHARE` of the thread's time, so that a large tree is looked at
@@ -10,17 +11,17 @@
 //! writes in one interval.
 
 use super::{Inner, Run, cgroup};
-use crate::inside::limits;
 use crate::inside::wire::{FILE_LIMIT, FILE_SESSION, FILE_SPEC, FOLDER_OUT, LimitReport};
+use crate::inside::{limits, system};
 use crate::plan::observed::Limit;
 use crate::sandbox::RunSpec;
 use crate::sandbox::folder::{RunFolder, Session, StoredSpec};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
-use std::ffi::CString;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, Weak};
@@ -55,6 +56,8 @@ pub struct WatchSpec {
     pub disk_bytes_max: u64,
     /// Most inodes in all of them together.
     pub inodes_max: u64,
+    /// Most memory that its processes may have together; 0: the kernel holds that.
+    pub memory_bytes_max: u64,
     /// Processes that it may have, for the sentence.
     pub pids_max: u32,
 }
@@ -62,7 +65,7 @@ pub struct WatchSpec {
 impl WatchSpec {
     /// What is watched of a run.
     #[must_use]
-    pub fn of(spec: &RunSpec, folder: &RunFolder) -> Self {
+    pub fn of(spec: &RunSpec, folder: &RunFolder, memory: bool) -> Self {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         // In the merged view of an overlay the shared checkout would count as well.
         let mut folders = vec![upper_of(&mounts, &spec.tree).unwrap_or_else(|| spec.tree.clone())];
@@ -70,7 +73,8 @@ impl WatchSpec {
         folders.push(folder.path().join(FOLDER_OUT));
         let disk_bytes_max = spec.limits.disk_bytes;
         let inodes_max = (disk_bytes_max / BYTES_PER_INODE).max(INODES_MIN);
-        Self { folders, disk_bytes_max, inodes_max, pids_max: spec.limits.pids_max }
+        let memory_bytes_max = if memory { spec.limits.memory_bytes } else { 0 };
+        Self { folders, disk_bytes_max, inodes_max, memory_bytes_max, pids_max: spec.limits.pids_max }
     }
 }
 
@@ -126,7 +130,7 @@ impl Inner {
             return self.end_for_limit(run);
         }
         let Some(spec) = stored(run, &mut watch)? else { return Ok(()) };
-        let exceeded = match refused_too_often(&spec) {
+        let exceeded = match refused_too_often(&spec).or_else(|| memory_exceeded(run, &spec.watch)) {
             None if watch.next.is_none_or(|next| Instant::now() >= next) => {
                 let started = Instant::now();
                 let used = measure(&spec)?;
@@ -167,6 +171,40 @@ fn refused_too_often(spec: &StoredSpec) -> Option<(Limit, String)> {
     (refused > PIDS_REFUSED_MAX).then(|| (Limit::Pids, pids_message(spec.watch.pids_max, refused)))
 }
 
+/// Memory where no control group holds it: what init and its descendants have by themselves, resident or swapped out.
+fn memory_exceeded(run: &Run, spec: &WatchSpec) -> Option<(Limit, String)> {
+    let identity = run.identity().ok().flatten().filter(|_| spec.memory_bytes_max > 0)?;
+    let used: u64 = descendants(identity.pid).into_iter().map(memory_of).sum();
+    let text = || format!("its processes had {used} bytes of memory, and may have {}", spec.memory_bytes_max);
+    (used > spec.memory_bytes_max).then(|| (Limit::Memory, text()))
+}
+
+/// A process and everything below it. In a pid namespace nothing is lost from sight: orphans become children of its PID 1.
+fn descendants(pid: i32) -> Vec<i32> {
+    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let Ok(Some(parent)) = system::parent_of(pid) {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = found.get(next) {
+        found.extend(children.remove(pid).unwrap_or_default());
+        next += 1;
+    }
+    found
+}
+
+/// Anonymous, shared and swapped memory of a process, in bytes; nothing when it is gone. Pages of files are the host's cache.
+fn memory_of(pid: i32) -> u64 {
+    let status = system::read_small(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kibibytes = |line: &str| line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
+    let counted = status.lines().filter(|line| ["RssAnon:", "RssShmem:", "VmSwap:"].iter().any(|name| line.starts_with(name)));
+    counted.map(kibibytes).sum::<u64>() * 1024
+}
+
 /// The sentence on processes.
 pub(super) fn pids_message(pids_max: u32, refused: u64) -> String {
     format!("it had {pids_max} processes and threads, and was refused another one {refused} times")
@@ -204,6 +242,19 @@ impl Used {
         } else {
             too_deep.then(|| (Limit::Inodes, format!("its folders are nested deeper than {DEPTH_MAX}, where nothing is measured")))
         }
+    }
+}
+
+/// Opens a folder. One that its owner has closed to himself is opened first: nothing may hide there from an ordinary user's controller.
+fn open_closed(folder: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    match rustix::fs::openat(folder, name, flags, Mode::empty()) {
+        Err(rustix::io::Errno::ACCESS) => {
+            // By descriptor: the name may be a link to anywhere by now.
+            let held = rustix::fs::openat(folder, name, OFlags::PATH | flags, Mode::empty())?;
+            rustix::fs::chmod(format!("/proc/self/fd/{}", held.as_raw_fd()), Mode::RWXU)?;
+            rustix::fs::openat(folder, name, flags, Mode::empty())
+        }
+        other => other,
     }
 }
 
@@ -270,7 +321,7 @@ impl Meter<'_> {
             // What goes while we look is no longer there.
             let Ok(found) = rustix::fs::statat(here, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             let inner = (FileType::from_raw_mode(found.st_mode) == FileType::Directory && found.st_dev == device)
-                .then(|| rustix::fs::openat(here, &name, flags, Mode::empty()).and_then(Dir::new));
+                .then(|| open_closed(here, &name, flags).and_then(Dir::new));
             self.add(&found);
             if let Some(Ok(inner)) = inner {
                 self.used.too_deep |= above.len() >= DEPTH_MAX;

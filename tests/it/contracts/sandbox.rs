@@ -7,10 +7,12 @@ mod masks;
 #[cfg(target_arch = "x86_64")]
 mod probes;
 mod process;
+mod user;
 
 use mosaic::api::names::{Attempt, Epoch, Role, RunId, Uid};
 use mosaic::api::validate::Limits;
 use mosaic::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
+use mosaic::sandbox::process::SandboxIds;
 use mosaic::sandbox::{RunSpec, Sandbox, SandboxError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +25,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Subject<'a> {
     pub sandbox: &'a dyn Sandbox,
     pub trees: &'a Path,
-    pub owner: u32,
+    pub owner: SandboxIds,
 }
 
 impl Subject<'_> {
@@ -36,7 +38,7 @@ impl Subject<'_> {
     pub fn command(&self, uid: &str, attempt: u32, args: &[&str]) -> RunSpec {
         let tree = self.trees.join(format!("{uid}-{attempt}"));
         std::fs::create_dir_all(&tree).unwrap();
-        std::os::unix::fs::chown(&tree, Some(self.owner), Some(self.owner)).unwrap();
+        std::os::unix::fs::chown(&tree, Some(self.owner.uid), Some(self.owner.gid)).unwrap();
         spec_of(uid, attempt, tree, args)
     }
 

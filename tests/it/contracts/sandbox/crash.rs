@@ -5,7 +5,7 @@ use super::{Subject, ended};
 use mosaic::plan::observed::EndCause;
 use mosaic::sandbox::Sandbox;
 use mosaic::sandbox::init_binary::find_init;
-use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID};
+use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID, SandboxIds};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,7 +22,7 @@ const RUNS: usize = 6;
 async fn controller_of_the_crash_test() {
     let (Ok(state), Ok(round)) = (std::env::var(STATE), std::env::var(ROUND)) else { return };
     let sandbox = ProcessSandbox::open(ProcessConfig::new(&state, "installation-1", find_init().unwrap())).unwrap();
-    let subject = Subject { sandbox: &sandbox, trees: Path::new(&state), owner: SANDBOX_UID };
+    let subject = Subject { sandbox: &sandbox, trees: Path::new(&state), owner: SandboxIds::of(SANDBOX_UID) };
     let script = "echo started >> /workspace/starts; sleep 0.1; setsid sleep 61020.5 & exit 0";
     let specs = (0..RUNS).map(|n| subject.script(&format!("crash-{round}-{n}"), 1, script));
     futures::future::join_all(specs.map(|spec| sandbox.ensure(spec))).await;

@@ -47,6 +47,7 @@ fn intent(host: &Host, name: &str, script: &str) -> RunSpec {
         deadline_millis: None,
         uid: SANDBOX_UID,
         gid: SANDBOX_UID,
+        unprivileged: false,
         lease_millis: u64::try_from(host.lease.as_millis()).unwrap(),
         allow_missing: Vec::new(),
         tmp_bytes_max: 1 << 20,

@@ -227,7 +227,8 @@ fn stray_beside(group: &Path, short: &str) -> PathBuf {
 fn table_names_every_limit_once_and_says_what_bounds_it() {
     let names: BTreeSet<&str> = LIMITS.iter().map(|limit| limit.name).collect();
     assert_eq!(names.len(), LIMITS.len());
-    let (all, nothing) = (Means { memory: true, pids: true, cpu: true }, Means::default());
+    let all = Means { memory: Bound::Kernel, pids: Bound::Kernel, cpu: Bound::Kernel };
+    let nothing = Means { memory: Bound::None, pids: Bound::None, cpu: Bound::None };
     for limit in LIMITS {
         assert_ne!(bound(limit, Driver::Process, &all), Bound::None, "{}", limit.name);
         for driver in [Driver::Docker, Driver::Pod] {
@@ -245,7 +246,7 @@ fn table_names_every_limit_once_and_says_what_bounds_it() {
 
 #[test]
 fn missing_memory_or_pids_limit_refuses_the_start_unless_it_is_allowed() {
-    let means = Means { cpu: true, ..Means::default() };
+    let means = Means { memory: Bound::None, pids: Bound::None, cpu: Bound::Kernel };
     let texts = refusals(Driver::Process, &means, &[]);
     assert_eq!(texts.len(), 2);
     for (text, name) in texts.iter().zip(["memory", "pids"]) {
@@ -253,5 +254,5 @@ fn missing_memory_or_pids_limit_refuses_the_start_unless_it_is_allowed() {
     }
     assert_eq!(refusals(Driver::Process, &means, &["memory".to_owned()]).len(), 1);
     assert!(refusals(Driver::Process, &means, &["memory".to_owned(), "pids".to_owned()]).is_empty());
-    assert!(refusals(Driver::Process, &Means { memory: true, pids: true, cpu: false }, &[]).is_empty());
+    assert!(refusals(Driver::Process, &Means { memory: Bound::Watchdog, pids: Bound::Kernel, cpu: Bound::None }, &[]).is_empty());
 }

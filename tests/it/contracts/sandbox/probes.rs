@@ -1,9 +1,9 @@
 //! Attempts from inside, each of which must fail. The list is `probes.py`; the baits are laid here, and the results are read from outside.
 
-use super::process::Host;
+use super::process::{Host, ids};
 use super::{seen, until};
 use mosaic::plan::observed::EndCause;
-use mosaic::sandbox::process::SANDBOX_UID;
+
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,7 +31,7 @@ impl Baits {
             [("another tree", "trees/agent-other/tree"), ("another home", "homes/other")].map(|(name, at)| (name, state.join(at)));
         for (_, folder) in &folders {
             fs::create_dir_all(folder).unwrap();
-            std::os::unix::fs::chown(folder, Some(SANDBOX_UID), Some(SANDBOX_UID)).unwrap();
+            std::os::unix::fs::chown(folder, Some(ids().uid), Some(ids().gid)).unwrap();
             fs::write(folder.join("bait"), "bait").unwrap();
         }
         fs::write(state.join("token"), "bait").unwrap();

@@ -6,13 +6,18 @@ use mosaic::inside::wire::{FILE_IDENTITY, Identity};
 use mosaic::plan::observed::{EndCause, SandboxState};
 use mosaic::sandbox::folder::RunFolder;
 use mosaic::sandbox::init_binary::find_init;
-use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID};
+use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID, SandboxIds};
 use mosaic::sandbox::{RunSpec, Sandbox, SandboxError, logs};
 use mosaic::tools::ToolRoot;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+
+/// Who everything in a sandbox is here.
+pub fn ids() -> SandboxIds {
+    SandboxIds::of(SANDBOX_UID)
+}
 
 /// A state folder, and drivers opened on it one after another.
 pub struct Host {
@@ -38,7 +43,7 @@ impl Host {
     }
 
     pub fn subject<'a>(&'a self, sandbox: &'a ProcessSandbox) -> Subject<'a> {
-        Subject { sandbox, trees: self.state.path(), owner: SANDBOX_UID }
+        Subject { sandbox, trees: self.state.path(), owner: ids() }
     }
 
     pub fn folder(&self, run: &RunId) -> RunFolder {
@@ -102,7 +107,7 @@ async fn agent_sees_its_sandbox_and_nothing_of_the_host() {
     assert_eq!(end.cause, EndCause::Exited(0), "{}", end.output_tail);
     let lines: Vec<&str> = end.output_tail.lines().collect();
     let has = |line: &str| assert!(lines.contains(&line), "no {line:?} in\n{}", end.output_tail);
-    let ids = format!("ids {SANDBOX_UID} {SANDBOX_UID} {SANDBOX_UID}");
+    let ids = format!("ids {0} {1} {1}", ids().uid, ids().gid);
     for line in [
         ids.as_str(),
         "home /home/agent",
@@ -129,9 +134,8 @@ async fn agent_sees_its_sandbox_and_nothing_of_the_host() {
     }
     assert_eq!(lines.iter().filter(|line| line.starts_with("/home/")).count(), 1);
     let isolation = seen(&sandbox, &run).await.unwrap().isolation;
-    for name in
-        ["user-namespace", "network-namespace", "no-capabilities", "no-nested-namespaces", "memory:kernel", "pids:kernel", "disk:watchdog"]
-    {
+    let memory = if super::process::ids().unprivileged { "memory:watchdog" } else { "memory:kernel" };
+    for name in ["user-namespace", "network-namespace", "no-capabilities", "no-nested-namespaces", memory, "pids:kernel", "disk:watchdog"] {
         assert!(isolation.iter().any(|found| found == name), "{isolation:?}");
     }
 }
@@ -143,7 +147,7 @@ async fn home_base_objects_and_task_are_where_the_contract_says() {
     let (home, objects) = (host.state.path().join("home"), host.state.path().join("objects"));
     fs::create_dir_all(&home).unwrap();
     fs::create_dir_all(&objects).unwrap();
-    std::os::unix::fs::chown(&home, Some(SANDBOX_UID), Some(SANDBOX_UID)).unwrap();
+    std::os::unix::fs::chown(&home, Some(ids().uid), Some(ids().gid)).unwrap();
     fs::write(objects.join("object"), "an object").unwrap();
     let script = "cat /mosaic/task.json /mosaic/base/objects/object; echo kept > ~/kept; ! rm /mosaic/base/objects/object 2>/dev/null";
     let mut spec = host.subject(&sandbox).script("mounts-0001", 1, script);
