@@ -8,6 +8,7 @@ mod audit;
 mod change;
 mod demo;
 mod describe;
+mod doctor;
 mod events;
 mod get;
 mod kill;
@@ -131,6 +132,8 @@ enum Command {
         #[command(subcommand)]
         command: kill::HaltCommand,
     },
+    /// Show what this machine can do for sandboxes, and what would help
+    Doctor(doctor::Doctor),
     /// Check the record of what happened
     Audit {
         #[command(subcommand)]
@@ -222,6 +225,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Resume(resume) => resume.run(&global).await,
         Command::Patch(patch) => patch.run(&global).await,
         Command::Halt { command } => command.run(&global).await,
+        Command::Doctor(doctor) => doctor.run(&global),
         Command::Audit { command } => command.run(&global),
         Command::Crd => {
             out!("{}---\n{}", crate::api::schema::crd_yaml(Kind::Agent), crate::api::schema::crd_yaml(Kind::Halt).trim_end());

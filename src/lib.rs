@@ -36,7 +36,7 @@
 //! | [`audit`], [`journal`] | what happened | append-only, chained; intent before each effect, outcome after |
 //! | [`controller`] | again and again | triggers, one queue, one pass |
 //! | [`server`], [`client`], [`cli`] | front door | read and write records through `Store`; never touch a sandbox |
-//! | [`up`], [`heap`] | all of it together | the wiring of `mosaic up`; what its memory costs |
+//! | [`up`], [`heap`], [`doctor`] | all of it together | the wiring of `mosaic up`; what its memory costs; what a host can do |
 //! | [`inside`] | inside a sandbox | `mosaic-init`, PID 1; shares only `inside::wire` with the rest |
 //!
 //! # Invariants
@@ -90,6 +90,8 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "controller")]
 pub mod config;
+#[cfg(feature = "controller")]
+pub mod doctor;
 #[cfg(feature = "controller")]
 pub mod heap;
 #[cfg(feature = "controller")]

@@ -209,19 +209,12 @@ struct Parts {
 async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpError> {
     let config = config.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let roots = tools::resolve(&config.tool_roots).map_err(part("the tool roots"))?;
-        let init = match &config.init {
-            Some(path) => path.clone(),
-            None => find_init().map_err(part("mosaic-init"))?,
-        };
-        let mut notes = tools::report(&roots);
-        let process = ProcessConfig {
-            ids: SandboxIds::of(config.sandbox_uid),
-            allow_missing: config.allow_missing.clone(),
-            tool_roots: roots,
-            lease: config.lease,
-            ..ProcessConfig::new(&config.state, installation, init)
-        };
+        let process = process_config(&config, installation)?;
+        if !process.allow_missing.is_empty() {
+            let missing = process.allow_missing.join(", ");
+            tracing::warn!(missing, "sandboxes may start without these primitives of isolation and limits");
+        }
+        let mut notes = tools::report(&process.tool_roots);
         let sandbox = Arc::new(ProcessSandbox::open(process).map_err(part("the process sandbox"))?);
         let workspaces = Arc::new(Workspaces::open(workspace_config(&config)).map_err(part("the workspaces"))?);
         notes.insert(0, format!("sandboxes: process; trees: {:?}", workspaces.tree_mode()).to_lowercase());
@@ -230,7 +223,26 @@ async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpEr
     opened.await.map_err(part("the sandboxes"))?
 }
 
-fn workspace_config(config: &Config) -> WorkspaceConfig {
+/// Settings of the process driver.
+/// # Errors
+/// The tool roots or `mosaic-init` cannot be used.
+pub(crate) fn process_config(config: &Config, installation: String) -> Result<ProcessConfig, UpError> {
+    let tool_roots = tools::resolve(&config.tool_roots).map_err(part("the tool roots"))?;
+    let init = match &config.init {
+        Some(path) => path.clone(),
+        None => find_init().map_err(part("mosaic-init"))?,
+    };
+    Ok(ProcessConfig {
+        ids: SandboxIds::of(config.sandbox_uid),
+        allow_missing: config.allow_missing.clone(),
+        tool_roots,
+        lease: config.lease,
+        ..ProcessConfig::new(&config.state, installation, init)
+    })
+}
+
+/// Settings of the workspaces.
+pub(crate) fn workspace_config(config: &Config) -> WorkspaceConfig {
     let ids = SandboxIds::of(config.sandbox_uid);
     WorkspaceConfig {
         state: config.state.clone(),

@@ -121,6 +121,7 @@ impl ProcessConfig {
 /// The process driver.
 pub struct ProcessSandbox {
     inner: Arc<Inner>,
+    verified: Vec<String>,
 }
 
 struct Inner {
@@ -177,22 +178,23 @@ impl ProcessSandbox {
     /// # Errors
     /// `Unsupported` says what the host lacks; others, what failed.
     pub fn open(config: ProcessConfig) -> Result<Self, SandboxError> {
-        if !config.allow_missing.is_empty() {
-            tracing::warn!(
-                missing = config.allow_missing.join(", "),
-                "sandboxes may start without these primitives of isolation and limits"
-            );
-        }
         crate::sandbox::init_binary::check(&config.init).map_err(|e| SandboxError::Unsupported(e.to_string()))?;
         let inner = Inner::open(config).map_err(|e| SandboxError::CannotObserve(format!("failed to open the driver's folders: {e}")))?;
         let refusals = limits::refusals(Driver::Process, &inner.means(), &inner.config.allow_missing);
         if !refusals.is_empty() {
             return Err(SandboxError::Unsupported(refusals.join("; ")));
         }
-        inner.test_itself()?;
+        let verified = inner.test_itself()?;
         let inner = Arc::new(inner);
         watchdog::start(&inner).map_err(|e| SandboxError::Unsupported(format!("failed to start the thread that watches limits: {e}")))?;
-        Ok(Self { inner })
+        Ok(Self { inner, verified })
+    }
+
+    /// What isolates and bounds a sandbox on this host, as the driver's own test saw it from inside: names of primitives, and limits with
+    /// what bounds them (`memory:kernel`).
+    #[must_use]
+    pub fn verified(&self) -> &[String] {
+        &self.verified
     }
 
     /// Tells of every run that ended, by the agent's uid; of a start the end of `ensure` tells. Messages may be missed; look with `observe`.
@@ -373,8 +375,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Runs `/bin/true` in a sandbox and says what is missing when that fails.
-    fn test_itself(&self) -> Result<(), SandboxError> {
+    /// Runs `/bin/true` in a sandbox; what isolated it, or what is missing.
+    fn test_itself(&self) -> Result<Vec<String>, SandboxError> {
         let uid = Uid::new(SELF_TEST_UID).expect("a valid uid");
         let run = RunId { uid: uid.clone(), attempt: Attempt(1), role: crate::api::names::Role::Agent };
         let tree = self.config.state.join("runs").join("self-test-tree");
@@ -395,14 +397,14 @@ impl Inner {
             limits: Limits { cpu_millis: 1000, memory_bytes: 64 << 20, pids_max: 16, disk_bytes: 1 << 20 },
         };
         self.ensure(&spec)?;
-        let outcome = self.wait_ended(&run)?;
+        let (outcome, isolation) = self.wait_ended(&run)?;
         self.stop(&run)?;
         self.remove(&run)?;
         let logs = self.config.state.join("logs").join(SELF_TEST_UID);
         fs::remove_dir_all(&logs).and_then(|()| fs::remove_dir(&tree)).map_err(cannot)?;
         self.fences().attempts.remove(&uid);
         match outcome {
-            Some(EndCause::Exited(0)) => Ok(()),
+            Some(EndCause::Exited(0)) => Ok(isolation),
             Some(EndCause::NotStarted(text) | EndCause::CannotExecute(text)) => {
                 Err(SandboxError::Unsupported(format!("this host cannot make the process sandbox: {text}")))
             }
@@ -410,16 +412,16 @@ impl Inner {
         }
     }
 
-    fn wait_ended(&self, run: &RunId) -> Result<Option<EndCause>, SandboxError> {
+    fn wait_ended(&self, run: &RunId) -> Result<(Option<EndCause>, Vec<String>), SandboxError> {
         let until = Instant::now() + self.config.start_timeout;
         loop {
             for seen in self.observe(Some(&run.uid))? {
                 if let SandboxState::Ended(end) = seen.state {
-                    return Ok(Some(end.cause));
+                    return Ok((Some(end.cause), seen.isolation));
                 }
             }
             if Instant::now() >= until {
-                return Ok(None);
+                return Ok((None, Vec::new()));
             }
             std::thread::sleep(create::LOOK_PAUSE);
         }

@@ -6,6 +6,7 @@ mod agent_contract;
 mod audit;
 mod cli;
 mod contracts;
+mod doctor;
 mod e2e;
 mod gates;
 mod http;
