@@ -5,9 +5,11 @@ MAKEFLAGS += --no-print-directory
 CARGO := cargo
 # A folder of its own: the next plain build would put a dynamic mosaic-init in the place of the static one.
 INIT_TARGET := target/init
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= record gates_file result progress link tree_reader
 INIT := $(INIT_TARGET)/release/mosaic-init
 
-.PHONY: help run test build watch lint lint-fmt lint-clippy lint-doc lint-deny fmt crds bench clean
+.PHONY: help run test build watch lint lint-fmt lint-clippy lint-doc lint-deny fmt crds bench fuzz clean
 
 help: ## Show these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +68,15 @@ crds: ## Print the custom resource definitions into crds/ anew
 bench: build ## Measure; prints ratios with both sides measured in one run (ONLY="workspace controller lifecycle memory")
 	@.ci/need git
 	MOSAIC_INIT="$(CURDIR)/$(INIT)" $(CARGO) bench --locked --bench ratios -- $(ONLY)
+
+fuzz: ## Feed random input to what reads hostile bytes (FUZZ_SECONDS=600 for each; FUZZ_TARGETS="record link")
+	@.ci/need git cargo-fuzz
+	@# Without the address sanitizer: the C libraries within are built without it, and all code of ours on these paths is safe Rust.
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/corpus/$$target; \
+		$(CARGO) +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=4096 -print_final_stats=1 || exit 1; \
+	done
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

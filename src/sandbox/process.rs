@@ -11,7 +11,7 @@
 pub mod cgroup;
 mod create;
 mod observe;
-mod result;
+pub mod result;
 mod stop;
 pub mod watchdog;
 

@@ -3,9 +3,10 @@
 
 mod concurrency;
 mod crash;
-mod harness;
+pub mod harness;
 mod kills;
 mod limits;
 mod mistakes;
+mod push_integrity;
 mod remotes;
 mod rounds;

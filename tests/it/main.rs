@@ -8,6 +8,7 @@ mod cli;
 mod contracts;
 mod doctor;
 mod e2e;
+mod fuzz_seeds;
 mod gates;
 mod http;
 mod plan;

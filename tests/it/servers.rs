@@ -1,6 +1,8 @@
 //! Real servers of git repositories on loopback: `git http-backend` behind TLS with basic authentication, and sshd. Each is a child that
 //! is killed by its pid when dropped.
 
+pub mod faults;
+
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;

@@ -1,23 +1,11 @@
 //! The controller is killed at any instant, stays away, comes back. What counts is what is seen outside afterwards.
 
-use super::harness::{Mosaic, Remote, condition, gates, sandbox_pids, task};
+use super::harness::{Mosaic, Random, Remote, condition, gates, sandbox_pids, task};
 use std::time::{Duration, Instant};
 
 /// Kills of the controller in `controller_killed_at_random_instants…`; fewer for a quick look.
 fn kills_wanted() -> usize {
     std::env::var("MOSAIC_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
-}
-
-/// Small and seeded, so that a failure can be run again: xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
 }
 
 #[test]

@@ -317,3 +317,15 @@ pub fn task(remote: &Remote, task_id: &str, script: &str) -> Value {
         "backoff": {"initial": "200ms", "max": "1s"},
     })
 }
+
+/// Small and seeded, so that a failure can be run again: xorshift.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
