@@ -20,7 +20,7 @@ use mosaic::store::{Kind, Record};
 use mosaic::workspace::{SnapshotLimits, SnapshotSpec, TreeModeWish, TreeSpec, WorkspaceConfig, Workspaces};
 use serde_json::Value;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -230,7 +230,12 @@ impl Trees {
     }
 }
 
-/// A name of at most `length` bytes out of the input, or a bait.
+/// A new file: opening what is there would follow a link out of the tree or wait at a pipe, in this program rather than in the reader.
+fn made(path: &Path) -> io::Result<File> {
+    File::options().write(true).create_new(true).open(path)
+}
+
+/// A name of at most 32 bytes out of the input, or a bait.
 fn name<'a>(input: &mut &'a [u8], outside: &Path) -> Vec<u8> {
     const BAITS: [&[u8]; 8] = [b".git", b".GIT", b"git~1", b".gitmodules", b".g\xe2\x80\x8cit", b".gitattributes", b"src", b"main.txt"];
     let kind = take(input);
@@ -273,7 +278,7 @@ pub fn tree_reader(bytes: &[u8]) {
         let path = here.join(std::ffi::OsStr::from_bytes(&name(&mut input, &trees.outside)));
         // What cannot be made is not made, as for the agent.
         let _ = match what {
-            0 | 1 => fs::write(&path, &input[..input.len().min(usize::from(what) * 40)]),
+            0 | 1 => made(&path).and_then(|mut file| file.write_all(&input[..input.len().min(usize::from(what) * 40)])),
             2 if depth < 20 => fs::create_dir(&path).map(|()| {
                 here.clone_from(&path);
                 depth += 1;
@@ -282,7 +287,7 @@ pub fn tree_reader(bytes: &[u8]) {
             4 => symlink("../".repeat(depth + 3) + "outside", &path),
             5 => Command::new("mkfifo").arg(&path).status().map(drop),
             6 => fs::set_permissions(&path, fs::Permissions::from_mode(u32::from(take(&mut input)) << 1)),
-            7 => File::create(&path).and_then(|file| file.set_len(u64::from(take(&mut input)) << 28)),
+            7 => made(&path).and_then(|file| file.set_len(u64::from(take(&mut input)) << 28)),
             8 => fs::rename(&path, here.join("moved")),
             _ => {
                 if depth > 0 {

@@ -18,6 +18,7 @@ mod spawn;
 mod up;
 mod wait;
 
+use crate::api::names::Namespace;
 use crate::api::names::Secret;
 use crate::client::{Client, ClientError};
 use crate::config::{ConfigError, state_folder};
@@ -63,6 +64,7 @@ struct Global {
         env = "MOSAIC_NAMESPACE",
         default_value = "default",
         value_name = "NAME",
+        value_parser = namespace,
         help_heading = "Global options"
     )]
     namespace: String,
@@ -72,6 +74,10 @@ struct Global {
     /// How to log [default: text on a terminal, else json]
     #[arg(long, global = true, env = "MOSAIC_LOG_FORMAT", value_enum, help_heading = "Global options")]
     log_format: Option<LogFormat>,
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    Namespace::new(text).map(|namespace| namespace.to_string()).map_err(|error| error.to_string())
 }
 
 impl Global {

@@ -46,7 +46,6 @@ mod types;
 
 pub use access::{RemoteAccess, RemoteCredential};
 pub(crate) use access::{check_private, is_plain_path, read_token};
-pub(crate) use address::canonical;
 pub use error::{RemoteCause, WorkspaceError};
 pub use process::stoppable;
 pub use remote::report;

@@ -46,7 +46,7 @@ use std::collections::BTreeMap;
 pub struct AgentSpec {
     /// The caller's id of the task. Spawning is idempotent by it within a namespace. Default: the record's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 200))]
+    #[schemars(length(min = 1, max = 200), regex(pattern = r"^\P{C}*$"))]
     pub task_id: Option<String>,
 
     /// What kind of agent this is: worker (default), reviewer or tester.
@@ -141,15 +141,15 @@ pub struct Context {
     pub branch: Option<String>,
     /// The pieces of work, in the caller's words or ids.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 100), inner(length(max = 4096)))]
+    #[schemars(length(max = 100), inner(length(max = 4096), regex(pattern = r"^[^\x00]*$")))]
     pub work_items: Option<Vec<String>>,
     /// What to do, as text for the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 65536))]
+    #[schemars(length(max = 65536), regex(pattern = r"^[^\x00]*$"))]
     pub instructions: Option<String>,
     /// Names of skills to make available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 50), inner(length(max = 200)))]
+    #[schemars(length(max = 50), inner(length(max = 200), regex(pattern = r"^\P{C}*$")))]
     pub skills: Option<Vec<String>>,
     /// Branch to push to. Default `mosaic/<name>-<first 8 of the uid>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -133,6 +133,8 @@ pub mod reason {
     pub const INTERNAL_ERROR: &str = "InternalError";
     /// Killed on request.
     pub const KILLED: &str = "Killed";
+    /// The agent was killed when a push may have been under way, and whether the remote has it was not seen.
+    pub const PUSH_UNKNOWN: &str = "PushUnknown";
 }
 
 /// Sets one condition; adds it if it is new. Returns whether anything but times changed.

@@ -6,6 +6,7 @@
 
 pub mod parse;
 
+use crate::api::address::Address;
 use crate::api::agent::{AgentSpec, AgentStatus, AgentType, Driver, GateProfile, Runtime, SandboxSpec};
 use crate::api::names::{AgentName, Branch, FINALIZER, GateName, Namespace, Uid};
 use crate::store::Record;
@@ -381,8 +382,7 @@ fn backoff(spec: &AgentSpec, mistakes: &mut Mistakes) -> (Duration, Duration) {
 }
 
 fn check_repository(repository: &str, mistakes: &mut Mistakes) {
-    if repository.is_empty() || repository.starts_with('-') || repository.chars().any(char::is_control) {
-        let rule = "must be a URL or path, without control characters, that does not start with '-'";
-        mistakes.0.push(format!("spec.context.repository: {rule}"));
+    if let Err(why) = Address::read(repository) {
+        mistakes.0.push(format!("spec.context.repository: {why}"));
     }
 }

@@ -3,7 +3,7 @@
 use super::output::{Format, age, out, structured, table};
 use super::{Failure, Global};
 use crate::client::Client;
-use crate::server::view::{AgentView, WatchLine};
+use crate::server::view::{AgentView, STATES, WatchLine};
 use clap::Args;
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -24,8 +24,14 @@ pub(super) struct Get {
     #[arg(short = 'A', long)]
     all_namespaces: bool,
     /// Only agents in this phase, such as Running
-    #[arg(long, value_name = "PHASE", conflicts_with_all = ["names", "watch"])]
+    #[arg(long, value_name = "PHASE", value_parser = phase, conflicts_with_all = ["names", "watch"])]
     phase: Option<String>,
+}
+
+/// A state or phase that the server knows.
+fn phase(text: &str) -> Result<String, String> {
+    let phase = text.to_lowercase();
+    if STATES.contains(&phase.as_str()) { Ok(phase) } else { Err(format!("it is not one of {}", STATES.join(", "))) }
 }
 
 impl Get {

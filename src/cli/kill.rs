@@ -11,17 +11,17 @@ pub(super) struct Kill {
     /// Names or ids
     #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     names: Vec<String>,
-    /// All agents of all namespaces, or of the one that --namespace names
+    /// All agents of all namespaces; with --this-namespace, of one
     #[arg(long)]
     all: bool,
     /// Nothing starts again until the halt is released
-    #[arg(long, requires = "all")]
+    #[arg(long, requires = "all", conflicts_with = "names")]
     hold: bool,
     /// Why, for the record
-    #[arg(long, requires = "all", value_name = "TEXT")]
+    #[arg(long, requires = "all", conflicts_with = "names", value_name = "TEXT")]
     reason: Option<String>,
-    /// Only agents of the namespace that is given
-    #[arg(long, requires = "all")]
+    /// Only agents of the namespace that --namespace names
+    #[arg(long, requires = "all", conflicts_with = "names")]
     this_namespace: bool,
 }
 

@@ -4,8 +4,9 @@
 //! it is needed, so that a renewed token counts without a restart.
 
 use super::FILE_BYTES_MAX;
+use crate::api::address::canonical;
 use crate::api::names::Namespace;
-use crate::workspace::{RemoteAccess, RemoteCredential, canonical, check_private, is_plain_path, read_token};
+use crate::workspace::{RemoteAccess, RemoteCredential, check_private, is_plain_path, read_token};
 use serde::Deserialize;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};

@@ -146,14 +146,14 @@ fn take_snapshot(plan: &mut Plan, agent: &ValidAgent, snapshot: &Snapshot, now: 
         (Snapshot::Refused(lines), _) => {
             let details = Some(lines.join("\n"));
             let summary = format!("the tree cannot become a commit: {}", lines.first().map_or("", String::as_str));
-            rejection(plan, agent, Setback { why: reason::TREE_REFUSED, kind: "tree", summary: &summary, details: details }, now);
+            rejection(plan, agent, Setback { why: reason::TREE_REFUSED, kind: "tree", summary: &summary, details }, now);
         }
         (Snapshot::Unresolved(paths), _) => {
             let summary = "conflict markers are still in the tree; resolve them and remove the marker lines";
             rejection(
                 plan,
                 agent,
-                Setback { why: reason::MERGE_CONFLICT, kind: "conflict", summary: summary, details: Some(paths.join("\n")) },
+                Setback { why: reason::MERGE_CONFLICT, kind: "conflict", summary, details: Some(paths.join("\n")) },
                 now,
             );
         }
@@ -211,7 +211,7 @@ fn take_pushed(plan: &mut Plan, agent: &ValidAgent, pushed: &Pushed, now: Timest
         }
         Pushed::BaseMoved(tip) => {
             let Some(workspace) = plan.status.workspace.as_mut() else { return };
-            workspace.base_moves += 1;
+            workspace.base_moves = workspace.base_moves.saturating_add(1);
             workspace.head_sha = None;
             workspace.head_base_sha = None;
             condition::set(
@@ -256,7 +256,7 @@ fn is_own_head(status: &AgentStatus, found: &CommitId) -> bool {
 
 /// A failure that is not the agent's: counted apart, tried again after a backoff, given up at its own limit.
 pub(super) fn infrastructure_failure(plan: &mut Plan, why: &str, message: &str, now: Timestamp) {
-    plan.status.counts.infrastructure += 1;
+    plan.status.counts.infrastructure = plan.status.counts.infrastructure.saturating_add(1);
     plan.status.last_failure_at = Some(MicroTime(now));
     // While the backoff lasts, this is where people see what fails.
     condition::set(&mut plan.status.conditions, condition::PUSHED, false, why, message, now);
@@ -279,7 +279,7 @@ pub(super) struct Setback<'a> {
 
 /// The agent's own failure: feedback, and another attempt after a backoff while `maxRetries` lasts.
 pub(super) fn agent_failure(plan: &mut Plan, agent: &ValidAgent, setback: Setback<'_>, now: Timestamp) {
-    plan.status.counts.agent_failures += 1;
+    plan.status.counts.agent_failures = plan.status.counts.agent_failures.saturating_add(1);
     plan.status.last_failure_at = Some(MicroTime(now));
     plan.status.between_attempts = true;
     go_on_or_give_up(plan, agent, setback, now);
@@ -287,7 +287,7 @@ pub(super) fn agent_failure(plan: &mut Plan, agent: &ValidAgent, setback: Setbac
 
 /// A refused round: feedback, and the next attempt at once while `maxRetries` lasts.
 pub(super) fn rejection(plan: &mut Plan, agent: &ValidAgent, setback: Setback<'_>, now: Timestamp) {
-    plan.status.counts.rejections += 1;
+    plan.status.counts.rejections = plan.status.counts.rejections.saturating_add(1);
     go_on_or_give_up(plan, agent, setback, now);
     if ending(&plan.status).is_none() {
         begin_attempt(&mut plan.status, now);
@@ -310,7 +310,7 @@ fn give_up_if_spent(plan: &mut Plan, agent: &ValidAgent, why: &str, summary: &st
 
 /// The next attempt: everything that belonged to the last one is forgotten, its tree and feedback stay.
 pub(super) fn begin_attempt(status: &mut AgentStatus, now: Timestamp) {
-    status.attempt += 1;
+    status.attempt = status.attempt.saturating_add(1);
     status.between_attempts = false;
     status.started_at.get_or_insert(MicroTime(now));
     status.sandbox = None;

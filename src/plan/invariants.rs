@@ -34,7 +34,7 @@ fn check_status(desired: &Desired<'_>, plan: &Plan, wrong: &mut Vec<String>) {
         }
     };
     rule(new.attempt >= old.attempt, "the attempt went back");
-    rule(new.attempt <= old.attempt + 1, "an attempt was left out");
+    rule(new.attempt <= old.attempt.saturating_add(1), "an attempt was left out");
     rule(new.counts.agent_failures >= old.counts.agent_failures, "a count of failures went back");
     rule(new.counts.rejections >= old.counts.rejections, "a count of rejections went back");
     rule(new.counts.infrastructure >= old.counts.infrastructure, "a count of infrastructure failures went back");

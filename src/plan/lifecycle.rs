@@ -136,7 +136,9 @@ fn suspended(plan: &mut Plan, step: &Step<'_>) {
 
 /// Whether repository, branch and gates were found. Resolves when a place is free, or when a refused record is due again.
 fn admitted(plan: &mut Plan, step: &Step<'_>) -> bool {
-    if plan.status.attempt > 0 {
+    // A status that lost its base, or was edited, finds it again.
+    let has_base = base(plan).is_some();
+    if plan.status.attempt > 0 && has_base {
         return true;
     }
     if let Some(text) = not_built(step.agent) {
@@ -148,10 +150,10 @@ fn admitted(plan: &mut Plan, step: &Step<'_>) -> bool {
         return false;
     }
     let admitted = condition::get(&plan.status.conditions, condition::ADMITTED).cloned();
-    if admitted.as_ref().is_some_and(|c| c.status == "True") {
+    if has_base && admitted.as_ref().is_some_and(|c| c.status == "True") {
         return true;
     }
-    if let (Some(refusal), Some(failed)) = (admitted, plan.status.last_failure_at.as_ref())
+    if let (Some(refusal), Some(failed)) = (admitted.filter(|c| c.status != "True"), plan.status.last_failure_at.as_ref())
         && let Some(left) = until_retry(failed.0, ADMISSION_RECHECK, step.now)
     {
         plan.wait(&refusal.reason, refusal.message);
@@ -296,9 +298,14 @@ fn start(plan: &mut Plan, step: &Step<'_>, run: RunId) {
 }
 
 fn ensure_agent(plan: &Plan, run: RunId) -> Action {
-    let workspace = plan.status.workspace.clone().unwrap_or_default();
-    let base = workspace.base_sha.and_then(|sha| CommitId::new(sha).ok()).expect("an admitted agent has a base");
-    Action::EnsureSandbox { run, base, content: workspace.content_sha.and_then(|sha| CommitId::new(sha).ok()) }
+    let base = base(plan).expect("an admitted agent has a base");
+    let content = plan.status.workspace.as_ref().and_then(|workspace| workspace.content_sha.clone());
+    Action::EnsureSandbox { run, base, content: content.and_then(|sha| CommitId::new(sha).ok()) }
+}
+
+/// The commit that the agent's work starts from, once it was resolved.
+fn base(plan: &Plan) -> Option<CommitId> {
+    plan.status.workspace.as_ref()?.base_sha.as_ref().and_then(|sha| CommitId::new(sha.clone()).ok())
 }
 
 fn take_worktree(plan: &mut Plan, step: &Step<'_>) {
@@ -526,11 +533,11 @@ fn take_gate_end(plan: &mut Plan, seen: &SandboxSeen, end: &RunEnd, now: Timesta
         definition: gate.digest.clone(),
         duration_millis: Some(end.duration_millis),
         evidence,
-        tries: if undecided(verdict) { tries + 1 } else { *tries },
+        tries: if undecided(verdict) { tries.saturating_add(1) } else { *tries },
     };
     gates::record(&mut plan.status, verdict);
     if failed {
-        plan.status.counts.infrastructure += 1;
+        plan.status.counts.infrastructure = plan.status.counts.infrastructure.saturating_add(1);
         plan.status.last_failure_at = Some(MicroTime(now));
     }
 }

@@ -54,6 +54,20 @@ pub(super) fn latch_killed(plan: &mut Plan, message: &str, now: Timestamp) {
     plan.status.completed_at = Some(MicroTime(now));
     plan.status.reason = Some(reason::KILLED.to_owned());
     plan.status.message = Some(message.to_owned());
+    if let Some(text) = open_push(&plan.status) {
+        condition::set(&mut plan.status.conditions, condition::PUSHED, false, reason::PUSH_UNKNOWN, &text, now);
+    }
+}
+
+/// What may have been under way to the remote when the agent was killed: everything that a push needs was there, and none was seen through.
+/// What is learnt of it later takes this sentence's place.
+fn open_push(status: &AgentStatus) -> Option<String> {
+    let head = status.workspace.as_ref()?.head_sha.as_deref()?;
+    let push = status.push.as_ref().filter(|push| push.sha.is_none())?;
+    let (remote, target) = (&push.remote, &push.ref_name);
+    condition::is_true(&status.conditions, condition::GATES_PASSED).then(|| {
+        format!("a push of {head} may have been under way, and was not seen through: `git ls-remote {remote} {target}` tells what the remote has")
+    })
 }
 
 /// Sets everything that follows from the facts: conditions of the present attempt, phase, task state, reason, message.

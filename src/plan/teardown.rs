@@ -116,6 +116,14 @@ fn take_cleanup_outcomes(plan: &mut Plan, observed: &Observed, now: Timestamp) {
                 condition::set(&mut plan.status.conditions, condition::PUSHED, false, reason::KILLED, &text, now);
                 plan.taken.insert(id.clone());
             }
+            (Action::Push { .. }, Ok(Outcome::Pushed(Pushed::Rejected(_) | Pushed::RefTaken(_) | Pushed::BaseMoved(_)))) => {
+                let pushed = condition::get(&plan.status.conditions, condition::PUSHED);
+                if pushed.is_some_and(|pushed| pushed.reason == reason::PUSH_UNKNOWN) {
+                    let text = "the push that was under way came to nothing: the remote was not changed";
+                    condition::set(&mut plan.status.conditions, condition::PUSHED, false, reason::KILLED, text, now);
+                }
+                plan.taken.insert(id.clone());
+            }
             // Failures stay until their action is started again: they space the tries and say why nothing moves.
             (Action::StopSandbox { .. } | Action::RemoveSandbox { .. } | Action::RemoveWorkspace | Action::Rescue { .. }, Err(_)) => {}
             // What the agent's work has still brought is nobody's question any more.

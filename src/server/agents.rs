@@ -1,14 +1,14 @@
 //! Reading agents, applying them by name, and changing what may be changed.
 
 use super::error::Problem;
-use super::request::{JsonBody, Query, decode, unknown_fields};
+use super::request::{InPath, JsonBody, Query, decode, unknown_fields};
 use super::view::{AgentList, AgentView, STATES, Written};
 use super::{Ctx, ServerState, watch};
 use crate::api::names::{ANNOTATION_APPROVE_TAMPER, AgentName, FINALIZER, GROUP, Namespace, Uid, VERSION};
 use crate::api::schema;
 use crate::store::{Key, Kind, Record, StoreError};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -64,6 +64,7 @@ pub async fn list(State(state): Ctx, headers: HeaderMap, Query(query): Query<Lis
     if query.watch == Some(true) {
         return watch::agents(state, query).await;
     }
+    query.namespace.clone().map(Namespace::new).transpose()?;
     let phase = query.phase.as_deref().map(known_state).transpose()?;
     let after = query.continue_.as_deref().map(decode_token).transpose()?;
     let limit = query.limit.unwrap_or(PAGE_DEFAULT);
@@ -164,7 +165,7 @@ pub async fn find(state: &ServerState, id: &str, namespace: &Namespace) -> Resul
 pub async fn show(
     State(state): Ctx,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    InPath(id): InPath,
     Query(query): Query<NamespaceQuery>,
 ) -> Result<Response, Problem> {
     let found = find(&state, &id, &state.namespace(query.namespace)?).await?;
@@ -174,7 +175,7 @@ pub async fn show(
 /// `GET /agents/{id}/diff`: the change so far, as a patch.
 /// # Errors
 /// No such agent, or there is no change to show.
-pub async fn diff(State(state): Ctx, Path(id): Path<String>, Query(query): Query<NamespaceQuery>) -> Result<Response, Problem> {
+pub async fn diff(State(state): Ctx, InPath(id): InPath, Query(query): Query<NamespaceQuery>) -> Result<Response, Problem> {
     let found = find(&state, &id, &state.namespace(query.namespace)?).await?;
     let none = || {
         Problem::new(StatusCode::NOT_FOUND, "no-diff", format!("agent {id:?} has no change to show"))
@@ -274,7 +275,7 @@ fn some(map: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
 /// The object is refused, or another part of the spec would change.
 pub async fn apply(
     State(state): Ctx,
-    Path(name): Path<String>,
+    InPath(name): InPath,
     Query(query): Query<NamespaceQuery>,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -316,7 +317,7 @@ pub struct Change {
 /// No such live agent, or another field than priority and suspend.
 pub async fn patch(
     State(state): Ctx,
-    Path(id): Path<String>,
+    InPath(id): InPath,
     Query(query): Query<NamespaceQuery>,
     JsonBody(body): JsonBody,
 ) -> Result<Json<AgentView>, Problem> {

@@ -5,7 +5,7 @@
 
 use super::agents::{Found, NamespaceQuery, find};
 use super::error::Problem;
-use super::request::{OptionalJsonBody, Query, decode, millis_since};
+use super::request::{InPath, OptionalJsonBody, Query, decode, millis_since};
 use super::view::{AgentView, Ending, KillAll};
 use super::{Ctx, ServerState};
 use crate::api::condition;
@@ -13,7 +13,7 @@ use crate::api::halt::{Halt, HaltRelease, HaltSpec};
 use crate::api::names::{ANNOTATION_ENDED_BY, FINALIZER, Namespace, Uid};
 use crate::store::{Key, Kind, Record, StoreError};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
@@ -43,7 +43,7 @@ struct KillAllRequest {
 /// `POST /agents/{id}/kill`: 200 once it is seen gone, 202 if that is not known yet. A finished agent has nothing to kill.
 /// # Errors
 /// No such agent.
-pub async fn kill(State(state): Ctx, Path(id): Path<String>, Query(query): Query<NamespaceQuery>) -> Result<Response, Problem> {
+pub async fn kill(State(state): Ctx, InPath(id): InPath, Query(query): Query<NamespaceQuery>) -> Result<Response, Problem> {
     let started = Instant::now();
     let found = find(&state, &id, &state.namespace(query.namespace)?).await?;
     let view = AgentView::of(&found.record);
@@ -58,7 +58,7 @@ pub async fn kill(State(state): Ctx, Path(id): Path<String>, Query(query): Query
 /// `DELETE /agents/{id}`: ends it if it runs, and removes the record. The history keeps its last state.
 /// # Errors
 /// No such live agent.
-pub async fn delete(State(state): Ctx, Path(id): Path<String>, Query(query): Query<NamespaceQuery>) -> Result<Response, Problem> {
+pub async fn delete(State(state): Ctx, InPath(id): InPath, Query(query): Query<NamespaceQuery>) -> Result<Response, Problem> {
     let started = Instant::now();
     let namespace = state.namespace(query.namespace)?;
     let found = find(&state, &id, &namespace).await?;

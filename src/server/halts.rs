@@ -2,13 +2,13 @@
 
 use super::Ctx;
 use super::error::Problem;
-use super::request::{JsonBody, unknown_fields};
+use super::request::{InPath, JsonBody, unknown_fields};
 use super::view::HaltView;
 use crate::api::names::FINALIZER;
 use crate::api::schema;
 use crate::store::{Key, Kind, Record};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
@@ -50,7 +50,7 @@ pub async fn create(State(state): Ctx, JsonBody(body): JsonBody) -> Result<(Stat
 /// `DELETE /halts/{name}`: releases it. Restarts nothing.
 /// # Errors
 /// There is no such halt.
-pub async fn release(State(state): Ctx, Path(name): Path<String>) -> Result<Json<HaltView>, Problem> {
+pub async fn release(State(state): Ctx, InPath(name): InPath) -> Result<Json<HaltView>, Problem> {
     let record = state.store.delete(&Key::halt(name), None, &[]).await?;
     Ok(Json(HaltView::of(&record)))
 }

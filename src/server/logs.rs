@@ -5,12 +5,12 @@
 
 use super::agents::find;
 use super::error::Problem;
-use super::request::Query;
+use super::request::{InPath, Query};
 use super::view::AgentView;
 use super::{Ctx, LogPiece, ServerState};
 use crate::api::names::{Namespace, Role, RunId, Uid};
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -43,7 +43,7 @@ pub struct LogsQuery {
 /// The handler.
 /// # Errors
 /// No such agent, or no such log.
-pub async fn logs(State(state): Ctx, Path(id): Path<String>, Query(query): Query<LogsQuery>) -> Result<Response, Problem> {
+pub async fn logs(State(state): Ctx, InPath(id): InPath, Query(query): Query<LogsQuery>) -> Result<Response, Problem> {
     let found = find(&state, &id, &state.namespace(query.namespace)?).await?;
     let follow = query.follow.unwrap_or_default();
     let place = if follow { Some(state.follow_place()?) } else { None };

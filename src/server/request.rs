@@ -130,6 +130,20 @@ fn unreadable(error: &BytesRejection) -> Problem {
     }
 }
 
+/// The name or id in the path.
+pub struct InPath(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for InPath {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let part = axum::extract::Path::<String>::from_request_parts(parts, state).await;
+        part.map(|part| Self(part.0)).map_err(|_| {
+            let detail = format!("{:?} holds a name that is no text", parts.uri.path());
+            Problem::new(StatusCode::BAD_REQUEST, "bad-path", detail).hint("names and ids are letters, digits and '-'")
+        })
+    }
+}
+
 /// The query, checked: unknown names are refused.
 pub struct Query<T>(pub T);
 

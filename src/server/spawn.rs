@@ -62,12 +62,12 @@ impl Request {
         let given = json!({ "spec": fields });
         let mut object = given.clone();
         schema::prune(Kind::Agent, &mut object);
-        let unknown = unknown_fields(&given["spec"], &object["spec"], "");
+        let unknown = unknown_fields(&given["spec"], &object["spec"], "spec");
         if !unknown.is_empty() {
             return Err(Problem::invalid(unknown.into_iter().map(|path| format!("{path}: no such field")).collect()));
         }
         if object["spec"]["taskId"].is_null() {
-            return Err(Problem::invalid(vec!["taskId: is required; it makes the call safe to repeat".to_owned()]));
+            return Err(Problem::invalid(vec!["spec.taskId: is required; it makes the call safe to repeat".to_owned()]));
         }
         schema::check(Kind::Agent, &object, None).map_err(Problem::invalid)?;
         let text = |name: &str| object["spec"][name].as_str().map(str::to_owned);

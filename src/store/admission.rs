@@ -7,6 +7,7 @@
 use super::{Key, Kind, Record, StoreError, StoreResult};
 use crate::api::names::{AgentName, Namespace, Uid};
 use crate::api::schema;
+use crate::api::validate::validate;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -45,6 +46,7 @@ pub fn check_create(record: &mut Record) -> StoreResult<()> {
     }
     check_metadata(record)?;
     check_spec(record, None)?;
+    check_meaning(record)?;
     check_size(record)
 }
 
@@ -251,6 +253,17 @@ fn check_spec(record: &mut Record, old: Option<&Record>) -> StoreResult<()> {
     schema::check(record.kind, &object, old.as_ref()).map_err(|mistakes| StoreError::Invalid(mistakes.join("; ")))?;
     record.spec = object["spec"].take();
     Ok(())
+}
+
+/// What a schema cannot say of a single record: branch names, quantities, circles of one.
+fn check_meaning(record: &Record) -> StoreResult<()> {
+    if record.kind != Kind::Agent {
+        return Ok(());
+    }
+    // It gets its own uid only when it is stored; any will do for looking.
+    let metadata = ObjectMeta { uid: Some(uuid::Uuid::nil().to_string()), ..record.metadata.clone() };
+    let looked_at = Record { metadata, status: serde_json::Value::Null, ..record.clone() };
+    validate(&looked_at).map(drop).map_err(|mistakes| StoreError::Invalid(mistakes.join("; ")))
 }
 
 fn check_size(record: &Record) -> StoreResult<()> {

@@ -1,12 +1,11 @@
-//! From the text of a record to a remote: what it is, whether it may be used, and its one canonical spelling.
+//! From the text of a record to a remote: whether it may be used, and its one canonical spelling.
 //!
 //! A path (or `file://`) counts only beneath the folders that the operator allows, after all links are resolved, and never in the
-//! state folder. A `.git` file or `commondir` that leads elsewhere is followed and judged too. Credentials in an address are refused:
-//! they would end up in status, logs and audit. Host, user, port and path of a network address go on to programs and to the operator's
-//! prefixes, so there is one spelling of each, and nothing in it that any of them could read as something else.
+//! state folder. A `.git` file or `commondir` that leads elsewhere is followed and judged too. `api::address` reads the text itself.
 
 use super::access::Access;
 use super::error::WorkspaceError;
+use crate::api::address::Address;
 use std::path::{Path, PathBuf};
 
 /// A remote that may be used.
@@ -33,28 +32,9 @@ pub(super) struct Allowed {
 
 /// Reads and judges an address.
 pub(super) fn parse(allowed: &Allowed, given: &str) -> Result<Remote, WorkspaceError> {
-    if given.is_empty() || given.starts_with('-') || given.chars().any(char::is_control) {
-        return Err(bad(given, "write an absolute path, file://, https:// or ssh://"));
-    }
-    if let Some(rest) = given.strip_prefix("file://") {
-        let path = rest.strip_prefix("localhost").unwrap_or(rest);
-        if !path.starts_with('/') {
-            return Err(bad(given, "write file:// with an absolute path, as file:///home/me/project"));
-        }
-        return local(allowed, given, &decode(given, path)?);
-    }
-    if given.starts_with('/') {
-        return local(allowed, given, given);
-    }
-    match given.split_once("://") {
-        Some(("https" | "ssh", _)) => network(given),
-        Some(("http", _)) => Err(bad(given, "http:// is neither private nor authentic; write https://")),
-        Some((scheme, _)) => Err(bad(given, &format!("{scheme}:// is not supported; write https://, ssh://, file:// or an absolute path"))),
-        None if given.contains("::") => {
-            Err(bad(given, "remote helpers are not supported; write https://, ssh://, file:// or an absolute path"))
-        }
-        None if given.contains(':') => Err(bad(given, "write ssh://user@host/path instead of user@host:path")),
-        None => Err(bad(given, "a relative path depends on who reads it; write an absolute path")),
+    match Address::read(given).map_err(|why| bad(given, &why))? {
+        Address::Path(path) => local(allowed, given, &path),
+        Address::Network { protocol, url } => Ok(Remote { url, protocol, given: given.to_owned(), access: Access::default() }),
     }
 }
 
@@ -63,81 +43,16 @@ pub(super) fn spelling(allowed: &Allowed, given: &str) -> String {
     parse(allowed, given).map_or_else(|_| given.trim_start_matches("file://").to_owned(), |remote| remote.url)
 }
 
+/// What stands before an `@` may be a password, and this text goes into status, logs and audit.
 fn bad(given: &str, why: &str) -> WorkspaceError {
-    WorkspaceError::BadAddress { repository: given.to_owned(), why: why.to_owned() }
-}
-
-/// `%20` and the like in a `file://` address.
-fn decode(given: &str, path: &str) -> Result<String, WorkspaceError> {
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
+    let repository = match given.rsplit_once('@') {
+        Some((before, rest)) => {
+            let scheme = before.split_once("://").map(|(scheme, _)| format!("{scheme}://")).unwrap_or_default();
+            format!("{scheme}…@{rest}")
         }
-        let digits: String = rest.by_ref().take(2).map(char::from).collect();
-        match u8::from_str_radix(&digits, 16) {
-            Ok(value) if digits.len() == 2 && value >= b' ' => bytes.push(value),
-            Ok(_) | Err(_) => return Err(bad(given, "a % in a file:// address must be followed by two hexadecimal digits")),
-        }
-    }
-    String::from_utf8(bytes).map_err(|_| bad(given, "the path is not UTF-8"))
-}
-
-fn network(given: &str) -> Result<Remote, WorkspaceError> {
-    let (protocol, url) = canonical(given).map_err(|why| bad(given, why))?;
-    Ok(Remote { url, protocol, given: given.to_owned(), access: Access::default() })
-}
-
-/// The protocol and the one spelling of an `https://` or `ssh://` address: host in small letters, no default port, no slash at the end.
-pub(crate) fn canonical(given: &str) -> Result<(&'static str, String), &'static str> {
-    const PLAIN: &str = "write scheme://host/path in plain characters";
-    let (protocol, default_port, rest) = match given.split_once("://") {
-        Some(("https", rest)) => ("https", 443, rest),
-        Some(("ssh", rest)) => ("ssh", 22, rest),
-        _ => return Err("write https://host/path or ssh://user@host/path"),
+        None => given.to_owned(),
     };
-    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let (user, endpoint) = authority.rsplit_once('@').map_or((None, authority), |(user, endpoint)| (Some(user), endpoint));
-    if user.is_some_and(|user| protocol == "https" || user.contains(':')) {
-        return Err("credentials do not belong into an address; remove them");
-    }
-    let word =
-        |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) && !text.is_empty() && !text.starts_with('-');
-    let (host, port) = host_and_port(endpoint).ok_or(PLAIN)?;
-    let path = path.trim_end_matches('/');
-    if user.is_some_and(|user| !word(user)) || path.is_empty() || !path.split('/').all(is_plain_segment) {
-        return Err(PLAIN);
-    }
-    let user = user.map(|user| format!("{user}@")).unwrap_or_default();
-    let port = port.filter(|port| *port != default_port).map(|port| format!(":{port}")).unwrap_or_default();
-    Ok((protocol, format!("{protocol}://{user}{}{port}/{path}", host.to_ascii_lowercase())))
-}
-
-/// `host`, `host:port`, `[address]` or `[address]:port`.
-fn host_and_port(endpoint: &str) -> Option<(&str, Option<u16>)> {
-    let end = if endpoint.starts_with('[') { endpoint.find(']')? + 1 } else { endpoint.find(':').unwrap_or(endpoint.len()) };
-    let (host, rest) = endpoint.split_at(end);
-    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b)) && !host.is_empty() && !host.starts_with(['-', '.']),
-    };
-    let port = match rest.strip_prefix(':') {
-        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => Some(digits.parse().ok().filter(|port| *port != 0)?),
-        Some(_) => return None,
-        None if rest.is_empty() => None,
-        None => return None,
-    };
-    is_host.then_some((host, port))
-}
-
-/// One part of a path: no way up, also not in disguise, and no character with a meaning in an address or a shell.
-fn is_plain_segment(segment: &str) -> bool {
-    let plain = segment.bytes().all(|b| b.is_ascii_graphic() && !b"\"'`\\<>|;$(){}?#*&!^[]".contains(&b));
-    let lower = segment.to_ascii_lowercase();
-    let disguised = ["%2e", "%2f", "%5c", "%25", "%0", "%1"].iter().any(|code| lower.contains(code));
-    plain && !disguised && !matches!(segment, "" | "." | "..") && !segment.starts_with('-')
+    WorkspaceError::BadAddress { repository, why: why.to_owned() }
 }
 
 fn local(allowed: &Allowed, given: &str, path: &str) -> Result<Remote, WorkspaceError> {

@@ -4,6 +4,7 @@
 
 mod agent_contract;
 mod audit;
+mod bad_input;
 mod cli;
 mod contracts;
 mod doctor;

@@ -274,7 +274,7 @@ fn every_mistake_is_listed_with_its_field() {
         "spec.dependsOn: invalid agent name",
         "spec.dependsOn: fix-tests cannot depend on itself",
         "spec.backoff.max: must not be shorter",
-        "spec.context.repository: must be",
+        "spec.context.repository: write an absolute path",
         "spec.context.branch: invalid branch",
         "spec.context.targetBranch: invalid branch",
         "spec.runtime.command.args: must name a program",

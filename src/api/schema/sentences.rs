@@ -29,6 +29,12 @@ pub(super) fn of_schema(error: &ValidationError<'_>) -> String {
         ValidationErrorKind::Pattern { pattern } if pattern.contains("h|m|s|ms") => {
             format!("{field}: {value} is not a duration: write it as 90s, 30m, 1h30m, 250ms or plain seconds")
         }
+        ValidationErrorKind::Pattern { pattern } if pattern.contains(r"\P{C}") => {
+            format!("{field}: {value} holds what cannot be seen (a control or direction mark): use visible characters on one line")
+        }
+        ValidationErrorKind::Pattern { pattern } if pattern.contains(r"\x00") => {
+            format!("{field}: holds NUL, which no text has: take it out")
+        }
         ValidationErrorKind::Pattern { pattern } => format!("{field}: {value} does not match {pattern}"),
         _ => format!("{field}: {error}"),
     }
@@ -58,7 +64,9 @@ fn field(pointer: &str) -> String {
 }
 
 fn shown(value: &Value) -> String {
-    let text = value.to_string();
+    // What cannot be seen is spelt out: a mark of direction would turn the sentence around.
+    let visible = |c: char| if c.is_ascii() { c.to_string() } else { c.escape_debug().to_string() };
+    let text: String = value.to_string().chars().map(visible).collect();
     if text.chars().count() <= VALUE_CHARS_MAX {
         return text;
     }

@@ -299,6 +299,36 @@ fn what_work_brings_after_the_kill_is_forgotten() {
 }
 
 #[test]
+fn a_push_that_a_kill_met_is_said_to_be_unknown_until_it_is_known() {
+    let pushed = |facts: &Facts| condition::get(&facts.status.conditions, condition::PUSHED).cloned();
+    let mut facts = Facts::new(status(Stage::Passed), observed(vec![], tree()));
+    let plan = facts.plan();
+    assert_eq!(names(&plan), ["Push"]);
+    facts.status = plan.status;
+    facts.deleting = Some("kill");
+    facts.status = facts.plan().status;
+    let unknown = pushed(&facts).unwrap();
+    assert_eq!((unknown.status.as_str(), unknown.reason.as_str()), ("False", reason::PUSH_UNKNOWN));
+    assert!(unknown.message.contains(sha(2).as_str()), "{}", unknown.message);
+    // What comes back of the push takes its place.
+    let push = Action::Push { attempt: Attempt(1), head: sha(2), base: sha(1), expected_old: None };
+    for (outcome, reason, word) in
+        [(Pushed::Rejected("no".into()), reason::KILLED, "not changed"), (Pushed::Verified(sha(2)), reason::KILLED, sha(2).as_str())]
+    {
+        let mut later = Facts::new(facts.status.clone(), with_outcome(observed(vec![], tree()), push.clone(), Ok(Outcome::Pushed(outcome))));
+        later.deleting = Some("kill");
+        later.status = later.plan().status;
+        let known = pushed(&later).unwrap();
+        assert!(known.reason == reason && known.message.contains(word), "{known:?}");
+    }
+    // Before its gates had passed, nothing can have been under way.
+    let mut early = Facts::new(status(Stage::Head), observed(vec![], tree()));
+    early.deleting = Some("kill");
+    early.status = early.plan().status;
+    assert!(pushed(&early).is_none_or(|c| c.reason != reason::PUSH_UNKNOWN));
+}
+
+#[test]
 fn a_sandbox_that_lives_after_its_stored_end_is_stopped_before_the_tree_is_read() {
     let plan = Facts::new(status(Stage::Ran), observed(vec![running(agent_run(1), 1)], tree())).plan();
     assert_eq!(names(&plan), ["StopSandbox"]);
@@ -309,6 +339,15 @@ fn no_gate_starts_beside_an_agent_or_a_gate_on_another_commit() {
     for other in [running(agent_run(2), 1), running(gate_run("tests", 9, 0), 1)] {
         let plan = Facts::new(status(Stage::Head), observed(vec![other], tree())).plan();
         assert_eq!(names(&plan), ["StopSandbox"]);
+    }
+}
+
+#[test]
+fn a_status_without_its_base_finds_it_again() {
+    for stage in [Stage::Begun, Stage::SandboxKnown] {
+        let mut facts = Facts::new(status(stage), observed(vec![], None));
+        facts.status.workspace = None;
+        assert_eq!(names(&facts.plan()), ["Resolve"], "{stage:?}");
     }
 }
 
