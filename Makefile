@@ -65,8 +65,8 @@ fmt: ## Format all sources
 crds: ## Print the custom resource definitions into crds/ anew
 	UPDATE_CRDS=1 $(CARGO) test --locked --test it checked_in_definitions_equal_the_printed_ones
 
-bench: build ## Measure; prints ratios with both sides measured in one run (ONLY="workspace controller lifecycle memory")
-	@.ci/need git
+bench: build ## Measure; prints ratios with both sides measured in one run (ONLY="workspace snapshot sandbox controller lifecycle memory")
+	@.ci/need git bwrap
 	MOSAIC_INIT="$(CURDIR)/$(INIT)" $(CARGO) bench --locked --bench ratios -- $(ONLY)
 
 fuzz: ## Feed random input to what reads hostile bytes (FUZZ_SECONDS=600 for each; FUZZ_TARGETS="record link")

@@ -4,12 +4,14 @@
 //! median over the turns. Nothing is asserted: a figure is for people, and a busy machine is no mistake of the program. What each side
 //! does is said at the head of each part and at the foot of the table.
 //!
-//! Names behind `cargo bench --bench ratios --` choose parts: workspace, controller, lifecycle, memory.
+//! Names behind `cargo bench --bench ratios --` choose parts: workspace, snapshot, sandbox, controller, lifecycle, memory.
 
 mod controller;
 mod lifecycle;
 mod memory;
 mod rig;
+mod sandbox;
+mod snapshot;
 mod table;
 mod workspace;
 
@@ -24,8 +26,10 @@ fn main() {
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
-    let parts: [(&str, Measure); 4] = [
+    let parts: [(&str, Measure); 6] = [
         ("workspace", workspace::measure),
+        ("snapshot", snapshot::measure),
+        ("sandbox", sandbox::measure),
         ("controller", controller::measure),
         ("lifecycle", lifecycle::measure),
         ("memory", memory::measure),

@@ -28,9 +28,11 @@ const EXISTING: usize = 300;
 const SHORT_SAMPLES: usize = 3;
 
 /// One state folder of ours and one repository of git's, with as many trees each.
-struct Side {
-    overlay: Workspaces,
-    checkout: Workspaces,
+pub struct Side {
+    /// Ours, by overlay mounts.
+    pub overlay: Workspaces,
+    /// Ours, by files.
+    pub checkout: Workspaces,
     state: PathBuf,
     git: PathBuf,
     worktrees: PathBuf,
@@ -99,7 +101,8 @@ pub fn measure() -> Part {
 }
 
 impl Side {
-    fn new(folder: &Path, name: &str, remote: &Path) -> Self {
+    /// Both sides of a fresh state folder.
+    pub fn new(folder: &Path, name: &str, remote: &Path) -> Self {
         let state = folder.join(name);
         let worktrees = folder.join(format!("{name}-worktrees"));
         for path in [&state, &worktrees] {
@@ -133,6 +136,14 @@ impl Side {
         }
     }
 
+    /// A worktree of git's.
+    pub fn worktree(&mut self) -> PathBuf {
+        let number = self.next();
+        let path = self.worktrees.join(format!("tree-{number}"));
+        git(&self.git, &["worktree", "add", "--quiet", "--detach", path_text(&path), self.base.as_str()]);
+        path
+    }
+
     fn sample_git(&mut self, options: &[&str]) -> f64 {
         let number = self.next();
         let path = self.worktrees.join(format!("tree-{number}"));
@@ -152,12 +163,18 @@ impl Side {
         self.timed(|this| drop(this.overlay.ensure_tree(&spec).expect("a tree by overlay")))
     }
 
-    fn timed(&self, work: impl FnOnce(&Self)) -> f64 {
-        let opened = std::fs::File::open(&self.state).expect("the state folder");
-        rustix::fs::syncfs(&opened).expect("a sync");
-        let started = Instant::now();
+    /// Seconds that the work takes, on a file system with nothing left to write.
+    pub fn timed(&self, work: impl FnOnce(&Self)) -> f64 {
+        let started = self.synced();
         work(self);
         started.elapsed().as_secs_f64()
+    }
+
+    /// Now, on a file system with nothing left to write.
+    pub fn synced(&self) -> Instant {
+        let opened = std::fs::File::open(&self.state).expect("the state folder");
+        rustix::fs::syncfs(&opened).expect("a sync");
+        Instant::now()
     }
 
     fn next(&mut self) -> u32 {
@@ -165,7 +182,8 @@ impl Side {
         self.made
     }
 
-    fn spec(&mut self) -> TreeSpec {
+    /// A tree of an agent that was never seen.
+    pub fn spec(&mut self) -> TreeSpec {
         let uid = Uid::new(format!("{:08}-0000-4000-8000-000000000000", self.next())).expect("a uid");
         TreeSpec {
             namespace: namespace(),
@@ -185,7 +203,8 @@ fn short(mut sample: impl FnMut() -> f64) -> f64 {
     median(&samples)
 }
 
-fn namespace() -> Namespace {
+/// The namespace of every bench.
+pub fn namespace() -> Namespace {
     Namespace::new("default").expect("a namespace")
 }
 
@@ -208,7 +227,7 @@ fn config(state: &Path, repositories: &Path, mode: TreeModeWish) -> WorkspaceCon
 }
 
 /// A bare remote whose one commit has files that compress about as well as source text does.
-fn sample_repository(folder: &Path) -> PathBuf {
+pub fn sample_repository(folder: &Path) -> PathBuf {
     let (seed, remote) = (folder.join("seed"), folder.join("remote.git"));
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
     for number in 0..FILES {
@@ -239,7 +258,8 @@ pub fn git(folder: &Path, arguments: &[&str]) {
     assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn path_text(path: &Path) -> &str {
+/// A path as text.
+pub fn path_text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
 }
 
@@ -256,7 +276,7 @@ fn file_system(folder: &Path) -> String {
 }
 
 /// So that the folder can be removed at the very end.
-fn unmount_all(folder: &Path) {
+pub fn unmount_all(folder: &Path) {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for point in text.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| Path::new(point).starts_with(folder)) {
         let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);

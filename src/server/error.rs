@@ -95,7 +95,7 @@ impl Problem {
             "agent-not-found",
             format!("there is no agent {id:?} in namespace {namespace:?}, neither live nor in the history"),
         )
-        .hint("GET /agents lists the live ones; names belong to a namespace (?namespace=), ids do not")
+        .hint("list the live ones with `mosaic get` or GET /agents; names belong to a namespace (?namespace=), ids do not")
     }
 
     /// 422 with every mistake of the request.

@@ -151,7 +151,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
         let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
-        query.map(|q| Self(q.0)).map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "bad-query", e.body_text()))
+        let sentence = |text: String| text.replacen("Failed to deserialize query string: ", "query ", 1);
+        query.map(|q| Self(q.0)).map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "bad-query", sentence(e.body_text())))
     }
 }
 

@@ -7,6 +7,7 @@ pub mod harness;
 mod kills;
 mod limits;
 mod mistakes;
+mod neighbours;
 mod push_integrity;
 mod remotes;
 mod rounds;

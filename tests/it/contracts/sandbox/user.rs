@@ -26,6 +26,7 @@ const AGAIN: &[&str] = &[
     "contracts::sandbox::probes::isolation_names_what_was_tried",
     "contracts::sandbox::masks::each_primitive_masked_refuses_the_start_with_its_reason",
     "contracts::sandbox::user::an_ordinary_user_is_bounded_as_well",
+    "e2e::neighbours::two_hostile_agents_change_nothing_of_a_third",
     "e2e::rounds::refused_round_pushes_nothing_and_its_feedback_reaches_the_next_round",
     "e2e::rounds::processes_left_writing_after_the_agents_exit_change_nothing_of_what_is_gated",
     "e2e::kills::kill_during_a_push_breaks_it_off_and_nothing_arrives_later",
