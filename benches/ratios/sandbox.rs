@@ -90,7 +90,20 @@ fn bwrap(folder: &Path, turn: usize) -> f64 {
     let id = SANDBOX_UID.to_string();
     let mut command = Command::new("bwrap");
     command.args(["--unshare-all", "--cap-drop", "ALL", "--new-session", "--die-with-parent", "--clearenv", "--uid", &id, "--gid", &id]);
-    command.args(["--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib"]);
+    command.args([
+        "--ro-bind",
+        "/usr",
+        "/usr",
+        "--ro-bind",
+        "/etc",
+        "/etc",
+        "--symlink",
+        "usr/bin",
+        "/bin",
+        "--symlink",
+        "usr/lib",
+        "/lib",
+    ]);
     command.args(["--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/home"]);
     command.arg("--bind").arg(&tree).args(["/workspace", "--chdir", "/workspace", "/bin/sh", "-c", SCRIPT]);
     let started = Instant::now();

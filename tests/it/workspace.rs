@@ -7,6 +7,7 @@ mod hostile;
 mod integrate;
 mod network;
 mod push;
+mod race;
 mod rescue;
 mod snapshot;
 mod trees;

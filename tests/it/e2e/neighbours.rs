@@ -63,7 +63,8 @@ const ATTACK: &str = r#"
 fn two_hostile_agents_change_nothing_of_a_third() {
     let mosaic = Mosaic::start(&[]);
     let judged = "test \"$(cat kept.txt 2>/dev/null || echo secret-of-the-third)\" = secret-of-the-third";
-    let remote = Remote::new(mosaic.folder.path(), "repo", &[("README.md", "shared\n"), (".mosaic/gates.toml", &gates(judged, "test ! -e fired"))]);
+    let remote =
+        Remote::new(mosaic.folder.path(), "repo", &[("README.md", "shared\n"), (".mosaic/gates.toml", &gates(judged, "test ! -e fired"))]);
     let main = remote.refs()["refs/heads/main"].clone();
     let third = mosaic.spawn(&task(&remote, "third", VICTIM));
     let attackers: Vec<String> = ["first", "second"].map(|name| mosaic.spawn(&task(&remote, name, ATTACK))).into();

@@ -145,7 +145,11 @@ fn agent_is_delivered_over_ssh_and_the_key_appears_nowhere() {
     let remote = Remote::new(repositories.path(), "repo", &[(".mosaic/gates.toml", gates("true", "env").as_str())]);
     let server = Ssh::start(keys.path());
     let key = keys.path().join("client");
-    let text = format!("[[remote]]\nprefix = {:?}\nnamespaces = [\"default\"]\nssh_key = {key:?}\nknown_hosts = {:?}\n", server.url(""), keys.path().join("known"));
+    let text = format!(
+        "[[remote]]\nprefix = {:?}\nnamespaces = [\"default\"]\nssh_key = {key:?}\nknown_hosts = {:?}\n",
+        server.url(""),
+        keys.path().join("known")
+    );
     let file = private(&keys.path().join("remotes.toml"), &text);
     let canary = Canary::of_key(&key);
     delivered_unseen(&remote, &server.url(remote.url()), &file, "git-receive-pack", &canary);

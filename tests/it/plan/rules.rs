@@ -315,7 +315,8 @@ fn a_push_that_a_kill_met_is_said_to_be_unknown_until_it_is_known() {
     for (outcome, reason, word) in
         [(Pushed::Rejected("no".into()), reason::KILLED, "not changed"), (Pushed::Verified(sha(2)), reason::KILLED, sha(2).as_str())]
     {
-        let mut later = Facts::new(facts.status.clone(), with_outcome(observed(vec![], tree()), push.clone(), Ok(Outcome::Pushed(outcome))));
+        let mut later =
+            Facts::new(facts.status.clone(), with_outcome(observed(vec![], tree()), push.clone(), Ok(Outcome::Pushed(outcome))));
         later.deleting = Some("kill");
         later.status = later.plan().status;
         let known = pushed(&later).unwrap();
