@@ -15,7 +15,8 @@ use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID};
 use mosaic::sandbox::{RunSpec, Sandbox};
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -36,6 +37,7 @@ pub fn measure() -> Part {
     }
     let Ok(init) = find_init() else { return skipped("there is no mosaic-init; run it by `make bench`") };
     let folder = tempfile::Builder::new().prefix("mosaic-bench-").tempdir().expect("a folder for the benches");
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("a folder that its user may enter");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let driver = runtime.block_on(async { ProcessSandbox::open(ProcessConfig::new(folder.path(), "bench", init)) });
     let driver = driver.expect("process sandboxes work here");
@@ -108,7 +110,8 @@ fn bwrap(folder: &Path, turn: usize) -> f64 {
     command.arg("--bind").arg(&tree).args(["/workspace", "--chdir", "/workspace", "/bin/sh", "-c", SCRIPT]);
     let started = Instant::now();
     let sign = sign_of(&tree);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("bwrap starts");
+    // As the user that ours ends up as.
+    let mut child = command.uid(SANDBOX_UID).gid(SANDBOX_UID).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("bwrap starts");
     let took = sign.join().expect("a sign").duration_since(started).as_secs_f64();
     assert!(child.wait().expect("it ends").success(), "bwrap failed");
     took
