@@ -10,18 +10,29 @@ use std::path::Path;
 /// # Errors
 /// The file system refuses; the old file stands.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let draft = write_draft(path, content)?;
+    put(path, content, File::sync_all)?;
+    sync_folder(path)
+}
+
+/// The same for what is only true of this boot, as processes are: a crash of ours leaves it whole, a loss of power may cut it off.
+/// # Errors
+/// The file system refuses; the old file stands.
+pub fn replace_for_this_boot(path: &Path, content: &[u8]) -> io::Result<()> {
+    put(path, content, |_| Ok(()))
+}
+
+fn put(path: &Path, content: &[u8], sync: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
+    let draft = write_draft(path, content, sync)?;
     std::fs::rename(&draft, path).inspect_err(|_| {
         let _ = std::fs::remove_file(&draft);
-    })?;
-    sync_folder(path)
+    })
 }
 
 /// Makes a file (mode 0600) with its content, or leaves the one that is there. Any number of callers at a time.
 /// # Errors
 /// The file system refuses.
 pub fn make_once(path: &Path, content: &[u8]) -> io::Result<()> {
-    let draft = write_draft(path, content)?;
+    let draft = write_draft(path, content, File::sync_all)?;
     let linked = match std::fs::hard_link(&draft, path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
@@ -31,10 +42,10 @@ pub fn make_once(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_folder(path)
 }
 
-fn write_draft(path: &Path, content: &[u8]) -> io::Result<std::path::PathBuf> {
+fn write_draft(path: &Path, content: &[u8], sync: impl Fn(&File) -> io::Result<()>) -> io::Result<std::path::PathBuf> {
     let draft = path.with_extension(format!("draft-{}", uuid::Uuid::new_v4().simple()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    if let Err(error) = file.write_all(content).and_then(|()| file.sync_all()) {
+    if let Err(error) = file.write_all(content).and_then(|()| sync(&file)) {
         // On a full disk a half draft would only make it fuller.
         let _ = std::fs::remove_file(&draft);
         return Err(error);

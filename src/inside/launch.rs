@@ -47,14 +47,14 @@ pub fn run(folder: OwnedFd, _lock: OwnedFd) -> Result<(), String> {
         Ok(report) => report,
         Err(text) => WaitReport { failed: Some(text), ..WaitReport::default() },
     };
-    let code = i32::from(write_whole(folder.as_fd(), FILE_WAIT, &report, Keep::ThisBoot).is_err());
+    let code = i32::from(write_whole(folder.as_fd(), FILE_WAIT, &report).is_err());
     system::exit_now(code)
 }
 
 fn launch(folder: &OwnedFd) -> Result<WaitReport, String> {
     rustix::process::fchdir(folder).map_err(|e| format!("failed to enter the folder of the run: {e}"))?;
     let own = system::identity_of(rustix::process::getpid().as_raw_nonzero().get()).map_err(|e| format!("failed to find myself: {e}"))?;
-    write_whole(folder.as_fd(), FILE_LAUNCHER, &own, Keep::ThisBoot)?;
+    write_whole(folder.as_fd(), FILE_LAUNCHER, &own)?;
     let spec = read_spec(folder.as_fd())?;
     refuse_stopped(folder.as_fd())?;
     let mut prepared = Some(Prepared::open(folder.as_fd(), &spec)?);
@@ -150,7 +150,7 @@ fn prepare(folder: BorrowedFd<'_>, spec: &LaunchSpec, child: Pid, outside: &mut 
         write_proc(pid, file, &format!("{id} {id} 1"))?;
     }
     let identity = system::identity_of(pid).map_err(|e| format!("failed to find init: {e}"))?;
-    write_whole(folder, FILE_IDENTITY, &identity, Keep::Durably)?;
+    write_whole(folder, FILE_IDENTITY, &identity)?;
     refuse_stopped(folder)?;
     outside.write_all(&[GO]).map_err(|e| format!("failed to let init go: {e}"))
 }
@@ -241,31 +241,15 @@ fn refuse_stopped(folder: BorrowedFd<'_>) -> Result<(), String> {
     }
 }
 
-/// Whether a file must outlive a crash of the host.
-#[derive(Clone, Copy, PartialEq)]
-enum Keep {
-    /// It is there for good when the call returns.
-    Durably,
-    /// After a crash of the host it is of no use: nothing of this run lives then.
-    ThisBoot,
-}
-
-/// Writes a file so that it is there whole or not at all.
-fn write_whole(folder: BorrowedFd<'_>, name: &str, value: &impl Serialize, keep: Keep) -> Result<(), String> {
+/// Writes a file so that it is there whole or not at all. It is not synced: after a loss of power nothing of this run lives.
+fn write_whole(folder: BorrowedFd<'_>, name: &str, value: &impl Serialize) -> Result<(), String> {
     let bytes = serde_json::to_vec(value).map_err(|e| format!("failed to encode {name}: {e}"))?;
     let temporary = format!("{name}.new");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let write = || -> std::io::Result<()> {
         let mut file = File::from(rustix::fs::openat(folder, &temporary, flags, Mode::from_raw_mode(0o600))?);
         file.write_all(&bytes)?;
-        if keep == Keep::Durably {
-            file.sync_all()?;
-        }
-        rustix::fs::renameat(folder, &temporary, folder, name)?;
-        if keep == Keep::Durably {
-            rustix::fs::fsync(folder)?;
-        }
-        Ok(())
+        Ok(rustix::fs::renameat(folder, &temporary, folder, name)?)
     };
     write().map_err(|e| format!("failed to write {name}: {e}"))
 }

@@ -108,11 +108,12 @@ impl RunFolder {
         Ok(serde_json::from_slice(&bytes).ok())
     }
 
-    /// Writes a file of JSON durably.
+    /// Writes a file of JSON: whole or absent after a crash of ours. After a loss of power nothing of the run lives, and what was cut off
+    /// counts as absent.
     /// # Errors
     /// The disk refuses.
     pub fn write(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
-        durable::replace(&self.path.join(name), &serde_json::to_vec(value)?)
+        durable::replace_for_this_boot(&self.path.join(name), &serde_json::to_vec(value)?)
     }
 
     /// Whether the run was stopped.

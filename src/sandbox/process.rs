@@ -312,7 +312,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Refuses what is older than what was seen, and remembers epoch and attempt, durably, before anything is made for them.
+    /// Refuses what is older than what was seen, and remembers epoch and attempt before anything is made for them. What could start for an
+    /// older attempt lives in this boot only.
     fn fence(&self, run: &RunId, epoch: Epoch) -> Result<(), SandboxError> {
         let mut fences = self.fences();
         if epoch < fences.epoch {
@@ -331,7 +332,7 @@ impl Inner {
         if highest != Some(run.attempt) {
             let logs = self.config.state.join("logs").join(run.uid.as_str());
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&logs);
-            made.and_then(|()| crate::durable::replace(&logs.join(FILE_ATTEMPT), run.attempt.to_string().as_bytes()))
+            made.and_then(|()| crate::durable::replace_for_this_boot(&logs.join(FILE_ATTEMPT), run.attempt.to_string().as_bytes()))
                 .map_err(Self::failed(run, "prepare"))?;
             fences.attempts.insert(run.uid.clone(), run.attempt);
         }

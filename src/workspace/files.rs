@@ -4,7 +4,6 @@ use rustix::fd::AsFd;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use std::ffi::CStr;
-use std::io::Write;
 use std::path::Path;
 
 /// Who owns what is laid out.
@@ -41,17 +40,6 @@ impl Owner {
 pub(super) fn make_folder(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-/// Writes a file of ours so that it is there in whole or not at all; if `durable`, also after a loss of power.
-pub(super) fn write_whole(path: &Path, bytes: &[u8], durable: bool) -> std::io::Result<()> {
-    let part = path.with_extension("part");
-    let mut file = std::fs::File::create(&part)?;
-    file.write_all(bytes)?;
-    if durable {
-        file.sync_all()?;
-    }
-    std::fs::rename(&part, path)
 }
 
 /// Folders directly in one of ours; none when it is absent.

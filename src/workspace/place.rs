@@ -12,6 +12,7 @@ use super::repository::Pair;
 use super::scratch;
 use super::types::TreeMode;
 use crate::api::names::{Attempt, Branch, CommitId, Uid};
+use crate::durable;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -122,7 +123,8 @@ impl Place {
         files::make_folder(&self.folder()).map_err(io("make", self.folder()))?;
         let bytes = serde_json::to_vec_pretty(meta).expect("it is plain data");
         // Only what may hold an agent's work must be known after a loss of power; a partial tree is laid out again anyway.
-        files::write_whole(&self.meta_file(), &bytes, meta.stage == Stage::Ready).map_err(io("write", self.meta_file()))
+        let put = if meta.stage == Stage::Ready { durable::replace } else { durable::replace_for_this_boot };
+        put(&self.meta_file(), &bytes).map_err(io("write", self.meta_file()))
     }
 
     /// Whether the tree can be used as it is.

@@ -66,7 +66,7 @@ impl Inner {
         })
     }
 
-    /// Lays out the folder; the intent is durable when it returns. The lock goes to the launcher.
+    /// Lays out the folder; the intent stands when it returns. The lock goes to the launcher.
     fn write_intent(&self, run: &Run, spec: &RunSpec) -> io::Result<File> {
         let SandboxIds { uid, gid, .. } = self.config.ids;
         run.folder.make(uid, gid)?;
