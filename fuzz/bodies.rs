@@ -236,7 +236,7 @@ fn made(path: &Path) -> io::Result<File> {
 }
 
 /// A name of at most 32 bytes out of the input, or a bait.
-fn name<'a>(input: &mut &'a [u8], outside: &Path) -> Vec<u8> {
+fn name(input: &mut &[u8], outside: &Path) -> Vec<u8> {
     const BAITS: [&[u8]; 8] = [b".git", b".GIT", b"git~1", b".gitmodules", b".g\xe2\x80\x8cit", b".gitattributes", b"src", b"main.txt"];
     let kind = take(input);
     if let Some(bait) = BAITS.get(usize::from(kind)) {

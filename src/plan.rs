@@ -100,12 +100,12 @@ impl Plan {
             return;
         }
         if observed.in_flight.contains(&id) {
-            self.wait(waiting_for, format!("{} is under way", action.name()));
+            self.wait(waiting_for, action.doing());
         } else if let Some((left, failure)) = failed_recently(observed, &id, now) {
             self.wait(&failure.reason, failure.message.clone());
             self.requeue(left);
         } else {
-            self.wait(waiting_for, format!("{} was started", action.name()));
+            self.wait(waiting_for, action.doing());
             self.actions.push(action);
         }
     }

@@ -162,4 +162,27 @@ impl Action {
             Self::DeleteRecord => "DeleteRecord",
         }
     }
+
+    /// What goes on while it runs, for people; the same in every pass, because a status is written only when it says something new.
+    #[must_use]
+    pub fn doing(&self) -> &'static str {
+        match self {
+            Self::AddFinalizer => "making sure that its end will be seen through",
+            Self::Resolve => "reading repository, branch and gates",
+            Self::EnsureSandbox { run, .. } => match run.role {
+                Role::Agent => "preparing the tree and starting the agent",
+                Role::Gate { .. } => "starting the gates",
+            },
+            Self::StopSandbox { .. } => "ending what still runs",
+            Self::RemoveSandbox { .. } => "removing a sandbox that has ended",
+            Self::TakeSnapshot { .. } => "reading what the agent changed",
+            Self::Integrate { .. } => "putting the work on the newest base",
+            Self::Push { .. } => "pushing the commit that passed",
+            Self::Rescue { .. } => "keeping the work that was not pushed",
+            Self::RemoveWorkspace => "removing the tree",
+            Self::Archive => "writing the history",
+            Self::RemoveFinalizer => "letting the record go",
+            Self::DeleteRecord => "removing the record",
+        }
+    }
 }

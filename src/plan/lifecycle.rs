@@ -44,7 +44,7 @@ pub(super) fn undecodable(plan: &mut Plan, errors: &[String], now: Timestamp) {
 /// An agent that is neither deleted nor killed nor halted.
 pub(super) fn live(plan: &mut Plan, desired: &Desired<'_>, agent: &ValidAgent, observed: &Observed, permit: &Permit, now: Timestamp) {
     if !desired.has_finalizer {
-        plan.wait(reason::PENDING, "AddFinalizer is under way");
+        plan.wait(reason::PENDING, Action::AddFinalizer.doing());
         plan.actions.push(Action::AddFinalizer);
         return;
     }

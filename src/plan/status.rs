@@ -98,13 +98,8 @@ pub(super) fn summarise(plan: &mut Plan, desired: &Desired<'_>, now: Timestamp) 
         // What the agent itself waits for says more than what is swept up beside it.
         let first = plan.waiting.iter().find(|w| w.reason != reason::CLEANING_UP).or(plan.waiting.first());
         plan.status.reason = first.map(|w| w.reason.clone());
-        plan.status.message = first.map(|w| steady(&w.message));
+        plan.status.message = first.map(|w| w.message.clone());
     }
-}
-
-/// A waiting message without what changes from pass to pass: a status is written only when it says something new.
-fn steady(message: &str) -> String {
-    message.strip_suffix(" was started").map_or_else(|| message.to_owned(), |action| format!("{action} is under way"))
 }
 
 fn set(status: &mut AgentStatus, type_: &str, value: bool, now: Timestamp, message: &str) {
