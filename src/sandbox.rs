@@ -13,6 +13,7 @@ pub mod link;
 pub mod logs;
 pub mod process;
 
+use crate::api::agent::Driver;
 use crate::api::names::{Epoch, RunId, Uid};
 use crate::api::validate::Limits;
 use crate::plan::observed::SandboxSeen;
@@ -28,6 +29,14 @@ pub struct RunSpec {
     pub run: RunId,
     /// Leader epoch that decided it.
     pub epoch: Epoch,
+    /// Where it runs; `Auto`: where this controller runs what asks for nothing else.
+    pub driver: Driver,
+    /// Container image; `None`: the configured one. The process driver has none.
+    pub image: Option<String>,
+    /// Runtime of the container engine; `None`: its default. The process driver has none.
+    pub runtime_class: Option<String>,
+    /// `namespace/name` of the agent, for people and labels.
+    pub agent: String,
     /// Folder mounted read-write at `/workspace`; also the working directory.
     pub tree: PathBuf,
     /// Folder mounted read-write as HOME and kept between attempts; `None`: an empty one that is thrown away (gates).

@@ -8,6 +8,7 @@
 //! The end and the removal of each sandbox are outside the time taken.
 
 use crate::table::{Figure, Part};
+use mosaic::api::agent::Driver;
 use mosaic::api::names::{Attempt, Epoch, Role, RunId, Uid};
 use mosaic::api::validate::Limits;
 use mosaic::sandbox::init_binary::find_init;
@@ -68,6 +69,10 @@ async fn start(driver: &ProcessSandbox, folder: &Path, turn: usize) -> f64 {
             role: Role::Agent,
         },
         epoch: Epoch(1),
+        driver: Driver::Process,
+        image: None,
+        runtime_class: None,
+        agent: String::new(),
         tree: tree.clone(),
         home: None,
         base_objects: None,

@@ -102,6 +102,8 @@ pub struct ValidAgent {
     pub driver: Driver,
     /// Wished image.
     pub image: Option<String>,
+    /// Wished runtime of the container engine.
+    pub runtime_class: Option<String>,
     /// Limits.
     pub limits: Limits,
     /// Things the spec asks for that are not built yet (egress, budget, runtimeClass, …), each as a sentence.
@@ -169,6 +171,7 @@ pub fn validate(record: &Record) -> Result<ValidAgent, Vec<String>> {
         agent_type: spec.agent_type.unwrap_or_default(),
         driver: spec.sandbox.as_ref().and_then(|s| s.driver).unwrap_or_default(),
         image: spec.sandbox.as_ref().and_then(|s| s.image.clone()),
+        runtime_class: spec.sandbox.as_ref().and_then(|s| s.runtime_class.clone()),
         not_built: not_built(&spec),
         profile: spec.gates.as_ref().and_then(|g| g.profile).unwrap_or_default(),
         suspend: spec.suspend.unwrap_or_default(),

@@ -52,6 +52,10 @@ pub fn agent_run(agent: &ValidAgent, run: &RunId, epoch: Epoch, paths: TreePaths
     RunSpec {
         run: run.clone(),
         epoch,
+        driver: agent.driver,
+        image: agent.image.clone(),
+        runtime_class: agent.runtime_class.clone(),
+        agent: format!("{}/{}", agent.namespace, agent.name),
         tree: paths.tree,
         home: Some(paths.home),
         base_objects: Some(paths.base_objects),
@@ -76,6 +80,10 @@ pub fn gate_run(
     RunSpec {
         run: run.clone(),
         epoch,
+        driver: agent.driver,
+        image: agent.image.clone(),
+        runtime_class: agent.runtime_class.clone(),
+        agent: format!("{}/{}", agent.namespace, agent.name),
         tree,
         home: None,
         base_objects,

@@ -2,6 +2,7 @@
 //!
 //! Its files are the only memory that the driver has across a restart; `inside::wire` names and describes them.
 
+use crate::api::agent::Driver;
 use crate::api::names::{Epoch, RunId, Uid};
 use crate::durable;
 use crate::inside::system;
@@ -29,11 +30,22 @@ pub struct StoredSpec {
     pub epoch: Epoch,
     /// Installation that it belongs to.
     pub installation: String,
+    /// Which driver makes it; never `Auto`.
+    #[serde(default = "driver_before")]
+    pub driver: Driver,
+    /// `namespace/name` of the agent; empty where an earlier version wrote it.
+    #[serde(default)]
+    pub agent: String,
     /// What is launched.
     pub launch: LaunchSpec,
     /// What is watched while it runs.
     #[serde(default)]
     pub watch: WatchSpec,
+}
+
+/// What made runs before there was a choice.
+fn driver_before() -> Driver {
+    Driver::Process
 }
 
 /// What the controller keeps of a granted run.

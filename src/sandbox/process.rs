@@ -388,6 +388,10 @@ impl Inner {
         let spec = RunSpec {
             run: run.clone(),
             epoch: self.fences().epoch,
+            driver: Driver::Process,
+            image: None,
+            runtime_class: None,
+            agent: SELF_TEST_UID.to_owned(),
             tree: tree.clone(),
             home: None,
             base_objects: None,

@@ -88,6 +88,8 @@ impl Inner {
             run: run.id.clone(),
             epoch: spec.epoch,
             installation: self.config.installation.clone(),
+            driver: Driver::Process,
+            agent: spec.agent.clone(),
             launch: self.launch_spec(spec, &log),
             watch: WatchSpec::of(spec, &run.folder, self.means().memory == Bound::Watchdog),
         };

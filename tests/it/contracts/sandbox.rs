@@ -9,6 +9,7 @@ mod probes;
 mod process;
 mod user;
 
+use mosaic::api::agent::Driver;
 use mosaic::api::names::{Attempt, Epoch, Role, RunId, Uid};
 use mosaic::api::validate::Limits;
 use mosaic::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
@@ -58,6 +59,10 @@ pub fn spec_of(name: &str, attempt: u32, tree: PathBuf, args: &[&str]) -> RunSpe
     RunSpec {
         run: RunId { uid: uid(name), attempt: Attempt(attempt), role: Role::Agent },
         epoch: Epoch(7),
+        driver: Driver::Auto,
+        image: None,
+        runtime_class: None,
+        agent: format!("default/{name}"),
         tree,
         home: None,
         base_objects: None,

@@ -2,6 +2,7 @@
 
 use super::process::{Host, processes_with};
 use super::{seen, spec_of, until};
+use mosaic::api::agent::Driver;
 use mosaic::inside::output;
 use mosaic::inside::system;
 use mosaic::inside::wire::{
@@ -58,6 +59,8 @@ fn intent(host: &Host, name: &str, script: &str) -> RunSpec {
         run: spec.run.clone(),
         epoch: spec.epoch,
         installation: "installation-1".to_owned(),
+        driver: Driver::Process,
+        agent: spec.agent.clone(),
         launch,
         watch: WatchSpec::default(),
     };
