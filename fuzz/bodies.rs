@@ -55,7 +55,8 @@ pub fn record(bytes: &[u8]) {
     for deleting in [None, Some("kill")] {
         let spec = checked.as_ref().map_err(Vec::as_slice);
         let uid = uid();
-        let desired = Desired { uid: &uid, generation: 1, has_finalizer: true, deleting, discard: false, status: &status, spec };
+        let desired =
+            Desired { uid: &uid, generation: 1, has_finalizer: true, latched: None, deleting, discard: false, status: &status, spec };
         let _ = plan(&desired, &observed, &Permit::Granted, Timestamp::from_second(1_700_000_000).unwrap());
     }
 }
@@ -119,7 +120,7 @@ fn wires() -> &'static Wires {
         let run = RunFolder::at(real);
         let id = |n: u32| if rustix_root() { n } else { own_id() };
         run.make(id(61_357), id(61_357)).unwrap();
-        let server = LinkServer::start().unwrap();
+        let server = LinkServer::start(Default::default()).unwrap();
         server.serve(&RunId { uid: uid(), attempt: Attempt(1), role: Role::Agent }, Epoch(1), 30_000, &run).unwrap();
         fs::create_dir(&forged).unwrap();
         let listener = UnixListener::bind(forged.join(SOCKET_CONTROL)).unwrap();

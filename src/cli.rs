@@ -179,6 +179,12 @@ impl Failure {
         Self::Usage(message.into())
     }
 
+    fn message(&self) -> &str {
+        match self {
+            Self::Failed { message, .. } | Self::Usage(message) => message,
+        }
+    }
+
     /// Prints it and gives the exit code.
     #[must_use]
     pub fn report(self) -> ExitCode {

@@ -231,11 +231,11 @@ impl Client {
         self.json(self.request(Method::POST, &["agents", id, "kill"], &[("namespace", namespace)])).await
     }
 
-    /// Kills all agents, of one namespace or of every one.
+    /// Kills all agents, of one namespace or of every one. The same `halt` twice is the same kill-all; `None`: a new one.
     /// # Errors
     /// As [`Client::spawn`].
-    pub async fn kill_all(&self, namespace: Option<&str>, reason: Option<&str>, hold: bool) -> ClientResult<KillAll> {
-        let body = json!({ "namespace": namespace, "reason": reason, "hold": hold });
+    pub async fn kill_all(&self, namespace: Option<&str>, reason: Option<&str>, hold: bool, halt: Option<&str>) -> ClientResult<KillAll> {
+        let body = json!({ "namespace": namespace, "reason": reason, "hold": hold, "halt": halt });
         self.json(self.request(Method::POST, &["agents", "kill-all"], &[]).json(&body)).await
     }
 

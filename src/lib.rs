@@ -71,6 +71,8 @@ pub mod effect;
 #[cfg(feature = "controller")]
 pub mod gates;
 #[cfg(feature = "controller")]
+pub mod kill;
+#[cfg(feature = "controller")]
 pub mod sandbox;
 #[cfg(feature = "controller")]
 pub mod tools;

@@ -45,6 +45,8 @@ pub struct Desired<'a> {
     pub generation: i64,
     /// Whether our finalizer is on the record.
     pub has_finalizer: bool,
+    /// How the agent was killed outside the store, if it was (`kill::latch`): whatever the record says, it never runs again.
+    pub latched: Option<&'a str>,
     /// Whether the record is being deleted, and how it was asked for (`kill`, `kill-all`, `delete`).
     pub deleting: Option<&'a str>,
     /// Whether unpushed work is to be dropped instead of kept.
@@ -119,7 +121,7 @@ fn failed_recently<'a>(observed: &'a Observed, id: &ActionId, now: Timestamp) ->
 /// Returns what to store and what to start for one agent. `permit` is the fleet's answer for it (`Fleet::permit`).
 ///
 /// # Guarantees
-/// Pure. Halted, deleted or killed agents start nothing. A failed look creates and destroys nothing. An agent that is not settled
+/// Pure. Halted, deleted, killed or latched agents start nothing. A failed look creates and destroys nothing. An agent that is not settled
 /// has an action, or says in `waiting` why it has none. `invariants::check` holds for every plan.
 pub fn plan(desired: &Desired<'_>, observed: &Observed, permit: &Permit, now: Timestamp) -> Plan {
     let mut plan = Plan::new(desired.status.clone());
@@ -128,6 +130,7 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed, permit: &Permit, now: Ti
     match (desired.deleting, permit, desired.spec) {
         (Some(how), _, _) => teardown::deleted(&mut plan, desired, observed, how, now),
         (None, _, _) if killed => teardown::killed(&mut plan, desired, observed, now),
+        (None, _, _) if !finished && desired.latched.is_some() => teardown::latched(&mut plan, desired, observed, now),
         (None, Permit::Halted { by: Some(halt), message }, _) if !finished => {
             teardown::halted(&mut plan, desired, observed, halt, message, now);
         }

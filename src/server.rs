@@ -20,6 +20,8 @@ pub mod watch;
 
 use crate::api::names::{Namespace, RunId, Uid};
 use crate::audit::Audit;
+use crate::kill::lane::Lane;
+use crate::kill::latch::Latch;
 use crate::store::{Record, Store};
 use crate::telemetry::Metrics;
 use auth::Door;
@@ -112,6 +114,10 @@ pub struct ServerState {
     pub log_list: LogListSource,
     /// One run's log.
     pub log_read: LogReadSource,
+    /// Kills without asking anybody.
+    pub lane: Arc<Lane>,
+    /// What was killed or halted outside the store.
+    pub latch: Arc<Latch>,
     /// What happened, and who asked for what.
     pub audit: Arc<Audit>,
     /// Metrics of all parts.

@@ -15,6 +15,9 @@ use crate::controller::{Controller, Progress};
 use crate::effect::flight::{Ended, Flights};
 use crate::effect::real::{RealWorld, resolve};
 use crate::journal::Ledger;
+use crate::kill::lane::Lane;
+use crate::kill::latch::Latch;
+use crate::kill::{self, Killer};
 use crate::plan::action::Effect;
 use crate::plan::fleet::{Fleet, FleetLimits};
 use crate::sandbox::Sandbox;
@@ -143,22 +146,25 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
         Acquired::Held { by } => return Err(UpError::Busy { path: config.state.clone(), by }),
     };
     let installation = store.installation().map_err(part("the embedded store"))?;
-    let parts = open_parts(config, installation).await?;
+    let latch = Arc::new(Latch::open(&config.state).map_err(part("the latch of the kill lane"))?);
+    let parts = open_parts(config, installation, latch.clone()).await?;
     let audit = Arc::new(Audit::open(&config.state.join("audit"), "up", AuditOptions::default()).map_err(part("the audit log"))?);
     let token = ensure_token(&config.state).map_err(|why| UpError::Part { part: "the HTTP server", why })?;
     let store: Arc<dyn Store> = store;
     let metrics = Arc::new(Metrics::default());
 
-    let wired = wire(config, &store, &parts, &audit, epoch);
+    let wired = wire(config, &store, &parts, &audit, &latch, epoch);
+    let lane = Arc::new(start_lane(config, &parts, &wired.ctx)?);
     let progress = wired.controller.progress();
     let closing = CancellationToken::new();
     let (ready_sender, ready) = watch::channel(false);
-    let state = server_state(config, &store, &audit, &parts, &wired, &token, addr, ready, metrics.clone(), &closing);
+    let state = server_state(config, &store, &audit, &parts, &wired, &lane, &token, addr, ready, metrics.clone(), &closing);
     let background = vec![
         tokio::spawn(crate::heap::give_back_regularly()),
         tokio::spawn(orphans::run(wired.ctx.clone(), Memory::new(&config.state))),
         tokio::spawn(forward_changes(parts.sandbox.changes(), wired.ctx.clone())),
         tokio::spawn(resync(wired.ctx.clone(), config.resync)),
+        tokio::spawn(kill::record::run(wired.ctx.clone())),
         tokio::spawn(tell(progress.clone(), ready_sender, metrics)),
     ];
     let stop = closing.clone();
@@ -206,10 +212,10 @@ struct Parts {
     notes: Vec<String>,
 }
 
-async fn open_parts(config: &Config, installation: String) -> Result<Parts, UpError> {
+async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>) -> Result<Parts, UpError> {
     let config = config.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let process = process_config(&config, installation)?;
+        let process = ProcessConfig { latch, ..process_config(&config, installation)? };
         if !process.allow_missing.is_empty() {
             let missing = process.allow_missing.join(", ");
             tracing::warn!(missing, "sandboxes may start without these primitives of isolation and limits");
@@ -267,7 +273,21 @@ struct Wired {
     controller: Controller,
 }
 
-fn wire(config: &Config, store: &Arc<dyn Store>, parts: &Parts, audit: &Arc<Audit>, epoch: Epoch) -> Wired {
+/// The kill lane: a thread and an audit chain of its own.
+fn start_lane(config: &Config, parts: &Parts, ctx: &Arc<Context>) -> Result<Lane, UpError> {
+    let audit =
+        Audit::open(&config.state.join("audit"), "kill", AuditOptions::default()).map_err(part("the audit log of the kill lane"))?;
+    let (sandbox, ctx) = (parts.sandbox.clone(), ctx.clone());
+    let latch = ctx.latch.clone();
+    let tell: kill::Tell = Arc::new(move |runs| {
+        runs.iter().for_each(|run| sandbox.say_stop(run));
+        ctx.wake_all(runs.iter().map(|run| run.uid.clone()));
+    });
+    let killer = Killer { state: config.state.clone(), latch: Ok(latch), tell, audit: Some(Arc::new(audit)) };
+    Lane::start(killer).map_err(part("the kill lane"))
+}
+
+fn wire(config: &Config, store: &Arc<dyn Store>, parts: &Parts, audit: &Arc<Audit>, latch: &Arc<Latch>, epoch: Epoch) -> Wired {
     let (trigger, queue) = Trigger::new();
     let ledger = Arc::new(Ledger::new(audit.clone()));
     let wake = {
@@ -291,6 +311,7 @@ fn wire(config: &Config, store: &Arc<dyn Store>, parts: &Parts, audit: &Arc<Audi
         world: Arc::new(world),
         fleet: Mutex::new(Fleet::new(limits)),
         epoch: Arc::new(move || Some(epoch)),
+        latch: latch.clone(),
         clock: Arc::new(now),
         journal: ledger.journal(),
         wake,
@@ -355,6 +376,7 @@ fn server_state(
     audit: &Arc<Audit>,
     parts: &Parts,
     wired: &Wired,
+    lane: &Arc<Lane>,
     token: &Secret,
     addr: SocketAddr,
     ready: watch::Receiver<bool>,
@@ -379,6 +401,8 @@ fn server_state(
             let chunk = crate::sandbox::logs::read(&reader, run, from, bytes_max)?;
             Ok(LogPiece { bytes: chunk.bytes, next: chunk.next, dropped: chunk.dropped, ended: chunk.ended })
         }),
+        lane: lane.clone(),
+        latch: wired.ctx.latch.clone(),
         audit: audit.clone(),
         metrics,
         ready,

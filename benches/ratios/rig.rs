@@ -125,6 +125,7 @@ impl Rig {
             world: Arc::new(EmptyWorld { store: store.clone(), looks: looks.clone() }),
             fleet: Mutex::new(Fleet::new(FleetLimits { running_max: 10, starting_max: 4 })),
             epoch: Arc::new(|| Some(Epoch(1))),
+            latch: Arc::default(),
             clock: Arc::new(|| Timestamp::now().round(Unit::Microsecond).expect("the present")),
             journal: Journal { transition: Arc::new(told), ..Journal::silent() },
             wake: Arc::new(move |key: Key| waker.wake(key)),

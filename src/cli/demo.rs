@@ -77,7 +77,7 @@ impl Demo {
             && let Ok(client) = client_of(&running)
         {
             // Nothing of a demo that failed shall run on, not even for a lease. What this cannot end, the lease does.
-            let _ = client.kill_all(None, Some("the demo failed"), false).await;
+            let _ = client.kill_all(None, Some("the demo failed"), false, None).await;
         }
         running.shutdown().await;
         result

@@ -2,8 +2,19 @@
 
 use super::output::{age, one_line, out, table};
 use super::{Failure, Global};
+use crate::audit::{Audit, AuditOptions};
+use crate::causes;
+use crate::kill::latch::Latch;
+use crate::kill::receipt::{KillRequest, Receipt, Receipts};
+use crate::kill::{self, Killer, admin};
 use crate::server::view::Ending;
 use clap::{Args, Subcommand};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the records are waited for; what lives is dead before that.
+const RECORD_TIME_MAX: Duration = Duration::from_secs(8);
 
 /// Kill one agent or all of them
 #[derive(Args, Debug)]
@@ -26,34 +37,134 @@ pub(super) struct Kill {
 }
 
 impl Kill {
+    /// What lives is ended first, on this machine without asking the server where that can be; then the records are told.
     pub(super) async fn run(self, global: &Global) -> Result<(), Failure> {
+        let request = self.request(global);
+        let here = match &global.server {
+            None => {
+                let (state, request) = (global.state()?, request.clone());
+                tokio::task::spawn_blocking(move || here(&state, &request))
+                    .await
+                    .map_err(|e| Failure::failed(format!("the kill broke: {e}")))?
+            }
+            Some(_) => None,
+        };
+        let told = tokio::time::timeout(RECORD_TIME_MAX, self.tell(global, &request)).await;
+        let told =
+            told.unwrap_or_else(|_| Err(Failure::failed(format!("the server did not answer within {} s", RECORD_TIME_MAX.as_secs()))));
+        let (mut agents, mut notes, here) = match (here, told) {
+            (None, told) => {
+                let told = told?;
+                (told.agents, told.notes, Receipts::default())
+            }
+            (Some(here), Ok(told)) => (told.agents, told.notes, here),
+            (Some(here), Err(failure)) if here.agents.is_empty() && !self.all => {
+                notes_of(&here).iter().for_each(|note| eprintln!("warning: {note}"));
+                return Err(failure);
+            }
+            (Some(here), Err(failure)) => {
+                let note = format!("the records are not told yet: {}; the latch keeps it, and they will be", failure.message());
+                (Vec::new(), vec![note], here)
+            }
+        };
+        notes.extend(notes_of(&here));
+        merge(&mut agents, here.agents);
+        if self.all && agents.is_empty() && here.unknown.is_empty() {
+            out!("nothing to kill");
+        }
+        notes.iter().for_each(|note| eprintln!("warning: {note}"));
+        if self.hold {
+            eprintln!("nothing starts until: mosaic halt release {}", request.halt.unwrap_or_default());
+        }
+        report(&agents, here.unknown.len())
+    }
+
+    fn request(&self, global: &Global) -> KillRequest {
+        let namespace = (!self.all || self.this_namespace).then(|| global.namespace.clone());
+        KillRequest {
+            agents: self.names.clone(),
+            all: self.all,
+            halt: self.all.then(kill::new_halt_name),
+            namespace,
+            reason: self.reason.clone(),
+            hold: self.hold,
+            who: "command line".to_owned(),
+        }
+    }
+
+    async fn tell(&self, global: &Global, request: &KillRequest) -> Result<Told, Failure> {
         let client = global.client()?;
         if self.all {
-            let namespace = self.this_namespace.then_some(global.namespace.as_str());
-            let all = client.kill_all(namespace, self.reason.as_deref(), self.hold).await?;
-            if all.agents.is_empty() {
-                out!("nothing to kill");
-            }
-            if all.hold {
-                eprintln!("nothing starts until: mosaic halt release {}", all.halt);
-            }
-            return report(&all.agents);
+            let namespace = request.namespace.as_deref();
+            let all = client.kill_all(namespace, self.reason.as_deref(), self.hold, request.halt.as_deref()).await?;
+            return Ok(Told { agents: all.agents, notes: all.warnings.into_iter().chain(all.unknown).collect() });
         }
-        let mut endings = Vec::new();
+        let mut agents = Vec::new();
         for name in &self.names {
-            endings.push(client.kill(name, Some(&global.namespace)).await?);
+            agents.push(client.kill(name, Some(&global.namespace)).await?);
         }
-        report(&endings)
+        Ok(Told { agents, notes: Vec::new() })
     }
 }
 
-fn report(endings: &[Ending]) -> Result<(), Failure> {
-    for ending in endings {
-        let proof = if ending.verified { "verified" } else { "NOT VERIFIED" };
-        out!("agent/{} {} ({proof}, {} ms): {}", ending.name, ending.state, ending.millis, one_line(&ending.message));
+/// What the server said.
+struct Told {
+    agents: Vec<Ending>,
+    notes: Vec<String>,
+}
+
+/// Kills on this machine: through the lane of the controller, else by ourselves. `None`: no agent ever ran from this state folder.
+fn here(state: &Path, request: &KillRequest) -> Option<Receipts> {
+    if !state.join("runs").is_dir() {
+        return None;
     }
-    let open = endings.iter().filter(|e| !e.verified).count();
-    if open == 0 { Ok(()) } else { Err(Failure::failed(format!("{open} of {} agents were not seen gone yet", endings.len()))) }
+    let error = match admin::ask(state, request) {
+        Ok(receipts) => return Some(receipts),
+        Err(error) => error,
+    };
+    let audit = Audit::open(&state.join("audit"), "cli", AuditOptions::default()).map(Arc::new).map_err(|e| causes::one_line(&e));
+    let killer = Killer {
+        state: state.to_owned(),
+        latch: Latch::open(state).map(Arc::new).map_err(|e| e.to_string()),
+        tell: Arc::new(|_| ()),
+        audit: audit.as_ref().ok().cloned(),
+    };
+    let mut receipts = killer.kill(request);
+    receipts.warnings.insert(0, format!("no controller answered on {} ({error}): killed from here", state.display()));
+    receipts.warnings.extend(audit.err().map(|why| format!("not in the audit log: {why}")));
+    Some(receipts)
+}
+
+fn notes_of(receipts: &Receipts) -> Vec<String> {
+    let unknown = receipts.unknown.iter().map(|what| format!("UNKNOWN: {what}"));
+    receipts.warnings.iter().cloned().chain(unknown).collect()
+}
+
+/// What was seen on this machine stands beside what the server says; what the server does not know is shown all the same.
+fn merge(agents: &mut Vec<Ending>, receipts: Vec<Receipt>) {
+    for receipt in receipts {
+        match agents.iter_mut().find(|agent| agent.agent_id == receipt.agent_id.as_str()) {
+            Some(agent) => agent.receipt = Some(receipt),
+            None => agents.push(Ending::of_receipt(receipt, 0, "")),
+        }
+    }
+}
+
+fn report(agents: &[Ending], unknown: usize) -> Result<(), Failure> {
+    for ending in agents {
+        let gone = if ending.verified { format!("gone {} ms", ending.millis) } else { "record and tree not seen gone yet".to_owned() };
+        let proof = match &ending.receipt {
+            Some(receipt) => {
+                let dead = receipt.steps.dead.map(|millis| format!(", dead {millis} ms")).unwrap_or_default();
+                format!("{}{dead}, {gone}", receipt.verdict.as_str())
+            }
+            None if ending.verified => format!("verified, {} ms", ending.millis),
+            None => format!("NOT VERIFIED, {} ms", ending.millis),
+        };
+        out!("agent/{} {} ({proof}): {}", ending.name, ending.state, one_line(&ending.message));
+    }
+    let open = agents.iter().filter(|ending| !ending.is_dead()).count() + unknown;
+    if open == 0 { Ok(()) } else { Err(Failure::failed(format!("{open} of {} agents were not seen dead", agents.len() + unknown))) }
 }
 
 /// Kill an agent if it runs, and remove its record

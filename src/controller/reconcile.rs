@@ -9,6 +9,7 @@ use crate::api::validate::{ValidAgent, validate};
 use crate::controller::foresight::{Foresight, foresee};
 use crate::controller::own::{OwnWrite, version_of};
 use crate::effect::{EffectError, Subject, World};
+use crate::kill::latch::Latch;
 use crate::plan::action::{Action, Effect};
 use crate::plan::fleet::{Fleet, Member, Permit, Place, place};
 use crate::plan::observed::Observed;
@@ -76,6 +77,8 @@ pub struct Context {
     pub fleet: Mutex<Fleet>,
     /// Epoch of the lease that this controller holds; `None`: it does not lead and does nothing.
     pub epoch: Arc<dyn Fn() -> Option<Epoch> + Send + Sync>,
+    /// What was killed or halted outside the store.
+    pub latch: Arc<Latch>,
     /// The time.
     pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Audit, events, metrics.
@@ -228,7 +231,8 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     let mut subject = Subject { record, uid, agent: checked.as_ref().ok().cloned() };
     let observed = ctx.world.observe(&subject).await;
     let permit = permit_for(ctx, &subject);
-    let desired = desired(&subject, &stored, checked.as_ref().map_err(Vec::as_slice));
+    let latched = ctx.latch.killed(&subject.uid);
+    let desired = desired(&subject, &stored, latched.as_deref(), checked.as_ref().map_err(Vec::as_slice));
     let now = (ctx.clock)();
     let decided = plan(&desired, &observed, &permit, now);
     debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
@@ -243,7 +247,13 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     let mut ahead = Foresight::default();
     if asks_ahead(&observed, &decided, wrote) {
         let spec = subject.agent.as_ref().ok_or(checked.as_ref().err().map_or(&[][..], Vec::as_slice));
-        ahead = foresee(&self::desired(&subject, &decided.status, spec), &observed, &permit_for(ctx, &subject), &decided, now);
+        ahead = foresee(
+            &self::desired(&subject, &decided.status, latched.as_deref(), spec),
+            &observed,
+            &permit_for(ctx, &subject),
+            &decided,
+            now,
+        );
     }
     ctx.world.end_quietly(&subject.uid, &ahead.quiet);
     Ok(if ahead.opens_more { Next::After(Duration::ZERO) } else { decided.requeue_after.map_or(Next::Await, Next::After) })
@@ -256,13 +266,19 @@ fn asks_ahead(observed: &Observed, decided: &Plan, wrote: bool) -> bool {
     !writes_record && (wrote || !decided.actions.is_empty() || !observed.in_flight.is_empty())
 }
 
-fn desired<'a>(subject: &'a Subject, stored: &'a AgentStatus, spec: Result<&'a ValidAgent, &'a [String]>) -> Desired<'a> {
+fn desired<'a>(
+    subject: &'a Subject,
+    stored: &'a AgentStatus,
+    latched: Option<&'a str>,
+    spec: Result<&'a ValidAgent, &'a [String]>,
+) -> Desired<'a> {
     let metadata = &subject.record.metadata;
     let annotation = |name: &str| metadata.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str);
     Desired {
         uid: &subject.uid,
         generation: metadata.generation.unwrap_or_default(),
         has_finalizer: metadata.finalizers.as_ref().is_some_and(|all| all.iter().any(|f| f == FINALIZER)),
+        latched,
         deleting: metadata.deletion_timestamp.as_ref().map(|_| annotation(ANNOTATION_ENDED_BY).unwrap_or("delete")),
         discard: annotation(ANNOTATION_DISCARD) == Some("true"),
         status: stored,
@@ -271,13 +287,16 @@ fn desired<'a>(subject: &'a Subject, stored: &'a AgentStatus, spec: Result<&'a V
 }
 
 fn permit_for(ctx: &Context, subject: &Subject) -> Permit {
+    let namespace = subject.record.metadata.namespace.as_deref().unwrap_or_default();
+    if let Some(message) = ctx.latch.halted(namespace) {
+        return Permit::Halted { by: None, message };
+    }
     let fleet = ctx.fleet();
     if subject.agent.is_some() {
         return fleet.permit(&subject.uid);
     }
-    let metadata = &subject.record.metadata;
-    let labels = metadata.labels.clone().unwrap_or_default();
-    fleet.halt_on(metadata.namespace.as_deref().unwrap_or_default(), &labels).unwrap_or(Permit::Granted)
+    let labels = subject.record.metadata.labels.clone().unwrap_or_default();
+    fleet.halt_on(namespace, &labels).unwrap_or(Permit::Granted)
 }
 
 /// Stores the status if it says anything new. Facts are durable before any effect that needs them.
@@ -333,11 +352,13 @@ async fn apply(ctx: &Context, subject: &Subject, epoch: Epoch, decided: &Plan) -
     Ok(true)
 }
 
-/// Halts are looked at again right before each start: one may have been engaged since the plan was made.
+/// Halts and kills are looked at again right before each start: there may be one since the plan was made.
 fn is_halted(ctx: &Context, subject: &Subject) -> bool {
     let metadata = &subject.record.metadata;
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
     let labels = metadata.labels.clone().unwrap_or_default();
-    ctx.fleet().halt_on(metadata.namespace.as_deref().unwrap_or_default(), &labels).is_some()
+    let latched = ctx.latch.killed(&subject.uid).is_some() || ctx.latch.halted(namespace).is_some();
+    latched || ctx.fleet().halt_on(namespace, &labels).is_some()
 }
 
 fn starts_something(action: &Action) -> bool {

@@ -192,12 +192,12 @@ impl Parts {
     }
 
     async fn remove_sandbox(&self, run: &RunId) -> Ended {
-        self.sandbox.remove(run).await.map_err(|error| sandbox_failure(&error))?;
+        // The tree first: the sandbox that is still there has this done again after a crash in between, and a tree alone would stay.
         if let Some(key) = task::gate_tree_key(run) {
             let uid = run.uid.clone();
             self.blocking(move |w| w.remove_gate_tree(&uid, &key)).await?;
         }
-        Ok(Outcome::Done)
+        self.sandbox.remove(run).await.map(|()| Outcome::Done).map_err(|error| sandbox_failure(&error))
     }
 
     async fn resolve(&self, agent: ValidAgent) -> Ended {

@@ -277,5 +277,6 @@ pub fn namespace_of(pid: &str, kind: &str) -> io::Result<u64> {
 /// It is gone, or `/proc` cannot be read.
 pub fn identity_of(pid: i32) -> io::Result<Identity> {
     let (_, start_ticks) = state_of(pid)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    Ok(Identity { pid, start_ticks, boot_id: boot_id()?, pid_namespace: namespace_of(&pid.to_string(), "pid")? })
+    let (pid_namespace, seen_from) = (namespace_of(&pid.to_string(), "pid")?, namespace_of("self", "pid")?);
+    Ok(Identity { pid, start_ticks, boot_id: boot_id()?, pid_namespace, seen_from })
 }

@@ -126,6 +126,9 @@ pub struct Identity {
     pub boot_id: String,
     /// Inode of its pid namespace.
     pub pid_namespace: u64,
+    /// Inode of the pid namespace in which `pid` is its number; 0 where an earlier version wrote it.
+    #[serde(default)]
+    pub seen_from: u64,
 }
 
 /// How a run ended, as init saw it.

@@ -53,21 +53,22 @@ fn check_action(desired: &Desired<'_>, observed: &Observed, permit: &Permit, pla
     };
     let ended = ending(&plan.status).is_some();
     let halted = matches!(permit, Permit::Halted { .. });
+    let gone = desired.deleting.is_some() || desired.latched.is_some();
     let suspended = desired.spec.is_ok_and(|agent| agent.suspend);
     rule(!observed.in_flight.contains(&action.id()), "is in flight already");
     rule(desired.has_finalizer || !makes_something(action), "before the finalizer is on the record");
     match action {
         Action::Resolve | Action::TakeSnapshot { .. } | Action::Integrate { .. } => {
-            rule(!ended && !halted && desired.deleting.is_none(), "for an agent that must do nothing more");
+            rule(!ended && !halted && !gone, "for an agent that must do nothing more");
         }
         Action::EnsureSandbox { run, .. } => {
-            rule(!ended && !halted && !suspended && desired.deleting.is_none(), "starts what must not run");
+            rule(!ended && !halted && !suspended && !gone, "starts what must not run");
             rule(run.uid == *desired.uid, "for another agent");
             rule(run.attempt.0 == plan.status.attempt && !plan.status.between_attempts, "for another attempt");
             rule(nothing_else_lives(observed, run), "while another sandbox of the agent lives, or nobody could look");
         }
         Action::Push { head, base, .. } => {
-            rule(!ended && !halted && desired.deleting.is_none(), "pushes for an agent that must do nothing more");
+            rule(!ended && !halted && !gone, "pushes for an agent that must do nothing more");
             rule(state(&plan.status, head, base, GATE_TRIES_MAX) == GatesState::Passed, "pushes what the gates did not pass");
             rule(is_head(plan, head, base), "pushes another commit than the head");
             rule(condition::is_true(&plan.status.conditions, condition::GATES_PASSED), "pushes before the verdict is stored");

@@ -31,6 +31,12 @@ pub(super) fn killed(plan: &mut Plan, desired: &Desired<'_>, observed: &Observed
     clear(plan, desired, observed, now);
 }
 
+/// The kill lane has killed it, and the record does not say so yet.
+pub(super) fn latched(plan: &mut Plan, desired: &Desired<'_>, observed: &Observed, now: Timestamp) {
+    latch_killed(plan, &format!("ended by {}", desired.latched.unwrap_or_default()), now);
+    clear(plan, desired, observed, now);
+}
+
 /// A halt matches an agent that has not ended.
 pub(super) fn halted(plan: &mut Plan, desired: &Desired<'_>, observed: &Observed, halt: &str, message: &str, now: Timestamp) {
     latch_killed(plan, &format!("killed by halt {halt}: {message}"), now);

@@ -48,6 +48,18 @@ fn driver_before() -> Driver {
     Driver::Process
 }
 
+/// Name of the file with the container of a run.
+pub const FILE_CONTAINER: &str = "container.json";
+
+/// The container of a run, once the engine has answered to its create.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredContainer {
+    /// The engine's id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+}
+
 /// What the controller keeps of a granted run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

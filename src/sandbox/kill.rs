@@ -4,6 +4,7 @@ use crate::inside::system;
 use crate::inside::wire::Identity;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,6 +28,11 @@ pub enum Life {
 pub fn look(identity: &Identity) -> io::Result<Life> {
     if system::boot_id()? != identity.boot_id {
         return Ok(Life::Rebooted);
+    }
+    // In another container's numbers the same pid is somebody else, and a look would find that "it" is gone.
+    if identity.seen_from != 0 && system::namespace_of("self", "pid")? != identity.seen_from {
+        let pid = identity.pid;
+        return Err(io::Error::other(format!("pid {pid} was recorded in another pid namespace and cannot be looked at from here")));
     }
     Ok(match system::state_of(identity.pid)? {
         Some((state, start)) if start == identity.start_ticks && !matches!(state, 'Z' | 'X') => Life::Alive,
@@ -87,6 +93,20 @@ pub fn hold_namespace(identity: &Identity) -> io::Result<Option<File>> {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Pid namespaces in which something lives, by looking at every process of the host.
+/// # Errors
+/// Could not look.
+pub fn namespaces() -> io::Result<BTreeSet<u64>> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else { continue };
+        // A process that ends while we look is in none any more.
+        found.extend(system::namespace_of(pid, "pid"));
+    }
+    Ok(found)
 }
 
 /// Processes in a pid namespace, by looking at every process of the host. The namespace must be held.

@@ -8,10 +8,11 @@
 
 use crate::api::names::{Epoch, RunId, Uid};
 use crate::inside::wire::{
-    FILE_SESSION, FOLDER_CONTROL, GrantAnswer, GrantRequest, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, SOCKET_CONTROL, Word,
-    hold_millis,
+    FILE_SESSION, FILE_SPEC, FOLDER_CONTROL, GrantAnswer, GrantRequest, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, SOCKET_CONTROL,
+    Word, hold_millis,
 };
-use crate::sandbox::folder::{RunFolder, Session, hash};
+use crate::kill::latch::Latch;
+use crate::sandbox::folder::{RunFolder, Session, StoredSpec, hash};
 use crate::sandbox::kill::{self, Life};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -58,12 +59,14 @@ pub struct LinkServer {
 struct Shared {
     epoch: AtomicU64,
     changes: broadcast::Sender<Uid>,
+    latch: Arc<Latch>,
     runs: Mutex<BTreeMap<RunId, Arc<RunLink>>>,
 }
 
 /// The link of one run.
 struct RunLink {
     run: RunId,
+    latch: Arc<Latch>,
     epoch: Epoch,
     /// How long a renewal is held: by the lease that this run was made with, whatever the configuration says now.
     hold: Duration,
@@ -77,10 +80,10 @@ struct RunLink {
 }
 
 impl LinkServer {
-    /// Starts the thread.
+    /// Starts the thread. What is latched is granted nothing.
     /// # Errors
     /// No thread or descriptors are left.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(latch: Arc<Latch>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (quit, quitting) = oneshot::channel::<()>();
@@ -88,7 +91,7 @@ impl LinkServer {
             let _ = runtime.block_on(quitting);
             runtime.shutdown_background();
         })?;
-        let shared = Shared { epoch: AtomicU64::new(0), changes: broadcast::channel(CHANGES_KEPT).0, runs: Mutex::default() };
+        let shared = Shared { epoch: AtomicU64::new(0), changes: broadcast::channel(CHANGES_KEPT).0, latch, runs: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), runtime: handle, quit: Some(quit), thread: Some(thread) })
     }
 
@@ -115,6 +118,7 @@ impl LinkServer {
         let listener = bind(folder)?;
         let link = Arc::new(RunLink {
             run: run.clone(),
+            latch: self.shared.latch.clone(),
             epoch,
             hold: Duration::from_millis(hold_millis(lease_millis)),
             folder: folder.clone(),
@@ -311,6 +315,11 @@ impl RunLink {
     fn decide(&self, pid: Option<i32>, request: GrantRequest) -> io::Result<Option<&'static str>> {
         if self.folder.is_stopped()? {
             return Ok(Some("it was stopped before it started"));
+        }
+        let agent = self.folder.read::<StoredSpec>(FILE_SPEC)?.map(|spec| spec.agent).unwrap_or_default();
+        let namespace = agent.split_once('/').map_or("", |(namespace, _)| namespace);
+        if self.latch.killed(&self.run.uid).is_some() || self.latch.halted(namespace).is_some() {
+            return Ok(Some("its agent was killed, or everything is halted"));
         }
         if request.run != self.run.to_string() || request.epoch != self.epoch.0 {
             return Ok(Some("this is the link of another run"));

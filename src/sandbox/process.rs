@@ -20,6 +20,7 @@ use crate::api::names::{Attempt, Epoch, RunId, Uid};
 use crate::api::validate::Limits;
 use crate::beneath;
 use crate::inside::wire::{FILE_SESSION, FILE_SPEC, FILE_WAIT, Identity, WaitReport};
+use crate::kill::latch::Latch;
 use crate::plan::observed::{EndCause, RunEnd, SandboxSeen, SandboxState};
 use crate::sandbox::folder::{RunFolder, Session, StoredSpec, log_path, short};
 use crate::sandbox::limits::{self, Bound, Means};
@@ -98,6 +99,8 @@ pub struct ProcessConfig {
     pub start_timeout: Duration,
     /// Size of a run's log; older output is dropped.
     pub output_bytes_max: u64,
+    /// What was killed or halted outside the store: it is granted no start.
+    pub latch: Arc<Latch>,
 }
 
 impl ProcessConfig {
@@ -114,6 +117,7 @@ impl ProcessConfig {
             stop_timeout: Duration::from_secs(5),
             start_timeout: Duration::from_secs(20),
             output_bytes_max: 8 * 1024 * 1024,
+            latch: Arc::default(),
         }
     }
 }
@@ -203,6 +207,11 @@ impl ProcessSandbox {
         self.inner.link.changes()
     }
 
+    /// Says the word to stop over the link of a run, without waiting for anything.
+    pub fn say_stop(&self, run: &RunId) {
+        self.inner.link.say_stop(run);
+    }
+
     /// What an ended run used, as its launcher measured it; `None` when it was killed first, or the run still lives.
     /// # Errors
     /// Could not look.
@@ -247,7 +256,7 @@ impl Inner {
             DirBuilder::new().recursive(true).mode(0o700).create(config.state.join(name))?;
         }
         config.state = fs::canonicalize(&config.state)?;
-        let link = LinkServer::start()?;
+        let link = LinkServer::start(config.latch.clone())?;
         let hierarchies = Hierarchies::find(&config.installation, &config.state);
         let inner = Self { config, link, hierarchies, known: Mutex::default(), fences: Mutex::default() };
         inner.read_fences()?;

@@ -1,7 +1,8 @@
 //! Ends: kill one, kill all, delete.
 //!
-//! A kill is the deletion of the record, which the controller carries out; then this waits, for a bounded time, until the record shows
-//! `Killed` and everything cleaned up, or is gone. The answer says what was seen: not seen in time is `verified: false`, never a guess.
+//! The kill lane comes first, and asks nobody: SIGKILL, a look, a receipt (`kill`). Then the record: a kill is its deletion, which the
+//! controller carries out, and this waits, for a bounded time, until the record shows `Killed` and everything cleaned up, or is gone. The
+//! answer says what was seen: not seen in time is `verified: false`, never a guess; a store that does not answer does not keep anything alive.
 
 use super::agents::{Found, NamespaceQuery, find};
 use super::error::Problem;
@@ -9,14 +10,15 @@ use super::request::{InPath, OptionalJsonBody, Query, decode, millis_since};
 use super::view::{AgentView, Ending, KillAll};
 use super::{Ctx, ServerState};
 use crate::api::condition;
-use crate::api::halt::{Halt, HaltRelease, HaltSpec};
-use crate::api::names::{ANNOTATION_ENDED_BY, FINALIZER, Namespace, Uid};
+use crate::api::names::{ANNOTATION_ENDED_BY, AgentName, Namespace, Uid};
+use crate::kill::latch::Note;
+use crate::kill::receipt::{KillRequest, Receipt, Receipts, Verdict};
+use crate::kill::record::{is_meant, record};
 use crate::store::{Key, Kind, Record, StoreError};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
 use serde::Deserialize;
 use std::time::{Duration, Instant};
 
@@ -24,8 +26,6 @@ use std::time::{Duration, Instant};
 pub const END_TIME_MAX: Duration = Duration::from_secs(5);
 /// Pause between two looks at the store while waiting.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
-/// How many deletions of a kill-all are written at once.
-const DELETIONS_AT_ONCE: usize = 32;
 
 /// Body of kill-all; all of it may be left out.
 #[derive(Deserialize, Debug, Default)]
@@ -38,6 +38,8 @@ struct KillAllRequest {
     hold: bool,
     /// Only this namespace.
     namespace: Option<String>,
+    /// Name of the halt, so that the same kill-all can be asked for again; absent: one is made up.
+    halt: Option<String>,
 }
 
 /// `POST /agents/{id}/kill`: 200 once it is seen gone, 202 if that is not known yet. A finished agent has nothing to kill.
@@ -45,14 +47,21 @@ struct KillAllRequest {
 /// No such agent.
 pub async fn kill(State(state): Ctx, InPath(id): InPath, Query(query): Query<NamespaceQuery>) -> Result<Response, Problem> {
     let started = Instant::now();
-    let found = find(&state, &id, &state.namespace(query.namespace)?).await?;
+    let namespace = state.namespace(query.namespace)?;
+    let receipt = strike(&state, &id, &namespace).await?;
+    let found = match in_time(&state, started, find(&state, &id, &namespace)).await {
+        Ok(found) => found,
+        Err(problem) => return untold(receipt, &problem, started),
+    };
     let view = AgentView::of(&found.record);
-    let is_settled = !found.is_live || (view.is_finished() && !view.deleting);
-    if is_settled {
+    // One that the lane has just ended, for this call or an earlier one, still has a record that goes.
+    let is_latched = found.is_live && state.latch.killed(&found.uid()?).is_some();
+    let is_settled = !found.is_live || (view.is_finished() && !view.deleting && !is_latched);
+    if is_settled && receipt.is_none() {
         let message = format!("nothing to kill: the agent {}", if view.state == "killed" { "was killed before" } else { "has finished" });
         return Ok(answer(ending(&view, true, started, message)));
     }
-    Ok(answer(end(&state, &found, "kill", started).await?))
+    end(&state, &found, "kill", receipt, started).await
 }
 
 /// `DELETE /agents/{id}`: ends it if it runs, and removes the record. The history keeps its last state.
@@ -65,7 +74,47 @@ pub async fn delete(State(state): Ctx, InPath(id): InPath, Query(query): Query<N
     if !found.is_live {
         return Err(Problem::new(StatusCode::NOT_FOUND, "gone", format!("agent {id:?} is deleted already; only the history knows it")));
     }
-    Ok(answer(end(&state, &found, "delete", started).await?))
+    let receipt = strike(&state, found.uid()?.as_str(), &namespace).await?;
+    end(&state, &found, "delete", receipt, started).await
+}
+
+/// Kills what runs of one agent; `None`: there was no run of it.
+async fn strike(state: &ServerState, id: &str, namespace: &Namespace) -> Result<Option<Receipt>, Problem> {
+    let request = KillRequest {
+        agents: vec![id.to_owned()],
+        namespace: Some(namespace.to_string()),
+        who: "http".to_owned(),
+        ..KillRequest::default()
+    };
+    Ok(lane(state, request).await?.agents.pop())
+}
+
+async fn lane(state: &ServerState, request: KillRequest) -> Result<Receipts, Problem> {
+    let broken = |why: String| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "kill-failed", format!("the kill lane broke: {why}"))
+            .hint("run `mosaic kill` on the machine of the controller: it needs neither this server nor the store")
+    };
+    let killing = state.lane.kill(request).map_err(|error| broken(error.to_string()))?;
+    killing.await.map_err(|_| broken("nobody knows what it did".to_owned()))
+}
+
+/// Bounds what the store may take: what lives is dead by now, and the answer must say so.
+async fn in_time<T>(state: &ServerState, started: Instant, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    let left = END_TIME_MAX.saturating_sub(started.elapsed());
+    let silent = || StoreError::Unavailable { what: format!("it did not answer within {} s", END_TIME_MAX.as_secs()), source: None };
+    tokio::select! {
+        done = work => done,
+        () = tokio::time::sleep(left) => Err(silent().into()),
+        () = state.closing.cancelled() => Err(silent().into()),
+    }
+}
+
+/// The store could not be told: what was struck is answered from the receipt, and the latch keeps it.
+fn untold(receipt: Option<Receipt>, problem: &Problem, started: Instant) -> Result<Response, Problem> {
+    match receipt {
+        Some(receipt) => Ok(answer(Ending::of_receipt(receipt, millis_since(started), &problem.detail))),
+        None => Err(problem.clone()),
+    }
 }
 
 fn answer(ending: Ending) -> Response {
@@ -82,13 +131,30 @@ fn ending(view: &AgentView, verified: bool, started: Instant, message: String) -
         verified,
         millis: millis_since(started),
         message,
+        receipt: None,
     }
 }
 
-async fn end(state: &ServerState, found: &Found, how: &str, started: Instant) -> Result<Ending, Problem> {
+async fn end(state: &ServerState, found: &Found, how: &str, receipt: Option<Receipt>, started: Instant) -> Result<Response, Problem> {
     let (key, uid) = (found.record.key(), found.uid()?);
-    ask(state, &key, &uid, how).await?;
-    await_end(state, &found.record, &uid, started).await
+    let told = in_time(state, started, async {
+        ask(state, &key, &uid, how).await?;
+        await_end(state, &found.record, &uid, started).await
+    });
+    match told.await {
+        Ok(ending) => Ok(answer(with_receipt(ending, receipt))),
+        Err(problem) => untold(receipt, &problem, started),
+    }
+}
+
+/// What the lane could not see dead is not gone, whatever the record says.
+fn with_receipt(ending: Ending, receipt: Option<Receipt>) -> Ending {
+    let dead = receipt.as_ref().is_none_or(|receipt| receipt.verdict == Verdict::DeadVerified);
+    let message = match &receipt {
+        Some(receipt) if !dead && !ending.verified => format!("{}; {}", receipt.message, ending.message),
+        Some(_) | None => ending.message,
+    };
+    Ending { receipt, message, ..ending }
 }
 
 /// Writes the deletion. A record that is gone or another one by now needs none.
@@ -109,7 +175,7 @@ async fn await_end(state: &ServerState, last: &Record, uid: &Uid, started: Insta
         if view.has_condition(condition::KILLED) && view.has_condition(condition::CLEANED_UP) {
             return Ok(ending(&view, true, started, "killed; everything of it was seen gone".to_owned()));
         }
-        if started.elapsed() >= END_TIME_MAX || state.closing.is_cancelled() {
+        if started.elapsed() + LOOK_PAUSE * 5 >= END_TIME_MAX || state.closing.is_cancelled() {
             let why = view.message.clone().map(|m| format!(" ({m})")).unwrap_or_default();
             let message = format!("asked for, but not seen gone within {} s{why}; it goes on", END_TIME_MAX.as_secs());
             return Ok(ending(&view, false, started, message));
@@ -130,54 +196,72 @@ async fn gone(state: &ServerState, last: &Record, uid: &Uid, started: Instant) -
     Ok(ending(&view, true, started, message.to_owned()))
 }
 
-/// `POST /agents/kill-all`: engages a halt, deletes every agent that is not finished, and says of each what was seen.
+/// `POST /agents/kill-all`: engages a halt, kills everything, deletes every agent that is not finished, and says of each what was seen.
 /// # Errors
-/// A body that cannot be read; a store that does not answer.
+/// A body that cannot be read.
 pub async fn kill_all(State(state): Ctx, OptionalJsonBody(body): OptionalJsonBody) -> Result<Response, Problem> {
     let started = Instant::now();
     let request: KillAllRequest = body.map(decode).transpose()?.unwrap_or_default();
     let namespace = request.namespace.clone().map(Namespace::new).transpose()?;
-    // The halt comes first: what is being spawned at this moment meets it.
-    let halt = engage(&state, request, namespace.as_ref()).await?;
-    let (records, _) = state.store.list(Kind::Agent).await?;
-    let is_meant = |r: &Record| namespace.as_ref().is_none_or(|n| r.metadata.namespace.as_deref() == Some(n.as_str()));
-    let live: Vec<Found> = records.into_iter().filter(is_meant).map(|record| Found { record, is_live: true }).collect();
-    let live: Vec<Found> = live.into_iter().filter(|f| !AgentView::of(&f.record).is_finished()).collect();
-    let asks: Vec<_> = live.iter().map(|found| ask_for_all(&state, found)).collect();
-    let asked: Vec<Result<Uid, Problem>> = futures::stream::iter(asks).buffered(DELETIONS_AT_ONCE).collect().await;
-    let waits = live.iter().zip(asked).map(|(found, asked)| {
-        let state = &state;
-        async move {
-            let result = match asked {
-                Ok(uid) => await_end(state, &found.record, &uid, started).await,
-                Err(problem) => Err(problem),
-            };
-            // One agent that cannot be ended must not hide what became of the others.
-            result.unwrap_or_else(|p| ending(&AgentView::of(&found.record), false, started, format!("failed: {}", p.detail)))
-        }
-    });
-    let agents = futures::future::join_all(waits).await;
-    let status = if agents.iter().all(|a| a.verified) { StatusCode::OK } else { StatusCode::ACCEPTED };
-    let hold = halt.spec["release"] == "manual";
-    let name = halt.metadata.name.unwrap_or_default();
-    Ok((status, Json(KillAll { halt: name, hold, agents, millis: millis_since(started) })).into_response())
-}
-
-async fn ask_for_all(state: &ServerState, found: &Found) -> Result<Uid, Problem> {
-    let uid = found.uid()?;
-    ask(state, &found.record.key(), &uid, "kill-all").await?;
-    Ok(uid)
-}
-
-async fn engage(state: &ServerState, request: KillAllRequest, namespace: Option<&Namespace>) -> Result<Record, Problem> {
-    let spec = HaltSpec {
-        namespace: namespace.map(ToString::to_string),
-        reason: request.reason.or_else(|| Some("kill-all".to_owned())),
-        who: Some("http".to_owned()),
-        release: Some(if request.hold { HaltRelease::Manual } else { HaltRelease::WhenDone }),
-        ..HaltSpec::default()
+    let halt = request.halt.clone().map(AgentName::new).transpose()?.map(String::from);
+    let hold = request.hold;
+    let request = KillRequest {
+        all: true,
+        halt,
+        namespace: request.namespace,
+        reason: request.reason,
+        hold,
+        who: "http".to_owned(),
+        ..KillRequest::default()
     };
-    let mut halt = Halt::new(&format!("kill-all-{}", uuid::Uuid::now_v7().simple()), spec);
-    halt.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
-    Ok(state.store.create(Record::from(&halt)).await?)
+    let receipts = lane(&state, request).await?;
+    let halt = receipts.halt.clone().unwrap_or_default();
+    let told = in_time(&state, started, tell_store(&state, &halt, namespace.as_ref())).await;
+    let (live, warning) = match told {
+        Ok(live) => (live, None),
+        Err(problem) => (Vec::new(), Some(format!("the store is not told yet ({}); nothing starts until it is", problem.detail))),
+    };
+    let mut open: Vec<Receipt> = receipts.agents;
+    let waits = live.iter().map(|record| {
+        let uid = record.metadata.uid.clone().unwrap_or_default();
+        let receipt = open.iter().position(|receipt| receipt.agent_id.as_str() == uid).map(|index| open.swap_remove(index));
+        end_of_all(&state, record, receipt, started)
+    });
+    let waits: Vec<_> = waits.collect();
+    let mut agents = futures::future::join_all(waits).await;
+    let why = if warning.is_some() { "the store does not answer" } else { "" };
+    agents.extend(open.into_iter().map(|receipt| Ending::of_receipt(receipt, millis_since(started), why)));
+    agents.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    let warnings = receipts.warnings.into_iter().chain(warning).collect();
+    let unknown = receipts.unknown;
+    let all = unknown.is_empty() && agents.iter().all(|agent| agent.verified);
+    let status = if all { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(KillAll { halt, hold, agents, unknown, warnings, millis: millis_since(started) })).into_response())
+}
+
+/// Hands the latched halt over to the store; returns what it means there.
+async fn tell_store(state: &ServerState, halt: &str, namespace: Option<&Namespace>) -> Result<Vec<Record>, Problem> {
+    let namespace = namespace.map(Namespace::as_str);
+    let (mut agents, _) = state.store.list(Kind::Agent).await?;
+    agents.retain(|agent| is_meant(agent, &state.latch, namespace));
+    let notes = state.latch.halts();
+    // The controller may have handed it over meanwhile.
+    if let Some(note) = notes.iter().find(|note| matches!(note, Note::Halt { name, .. } if name == halt)) {
+        record(&*state.store, &state.latch, note).await?;
+    }
+    Ok(agents)
+}
+
+/// One agent that cannot be ended must not hide what became of the others.
+async fn end_of_all(state: &ServerState, last: &Record, receipt: Option<Receipt>, started: Instant) -> Ending {
+    let uid = Uid::new(last.metadata.uid.clone().unwrap_or_default()).map_err(|_| Problem::internal());
+    let waited = match uid {
+        Ok(uid) => in_time(state, started, await_end(state, last, &uid, started)).await,
+        Err(problem) => Err(problem),
+    };
+    match (waited, receipt) {
+        (Ok(ending), receipt) => with_receipt(ending, receipt),
+        (Err(problem), Some(receipt)) => Ending::of_receipt(receipt, millis_since(started), &problem.detail),
+        (Err(problem), None) => ending(&AgentView::of(last), false, started, format!("failed: {}", problem.detail)),
+    }
 }

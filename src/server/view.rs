@@ -1,6 +1,7 @@
 //! What HTTP says of an agent: the record in the words of the API, and the whole object beside it. The client decodes the same structs.
 
 use crate::api::agent::{AgentType, Phase};
+use crate::kill::receipt::{Receipt, Verdict};
 use crate::store::{Kind, Record};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -203,6 +204,35 @@ pub struct Ending {
     pub millis: u64,
     /// In a sentence.
     pub message: String,
+    /// What the kill lane saw of what ran of it; absent: nothing ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
+}
+
+impl Ending {
+    /// The end of an agent of which only the receipt is known; `why`: why its record is not told, empty where that is not known.
+    #[must_use]
+    pub fn of_receipt(receipt: Receipt, millis: u64, why: &str) -> Self {
+        let (namespace, name) = receipt.agent.split_once('/').unwrap_or(("", &receipt.agent));
+        let untold = if why.is_empty() { String::new() } else { format!("; its record is not told yet ({why}), and will be") };
+        Self {
+            agent_id: receipt.agent_id.to_string(),
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            state: "killed".to_owned(),
+            verified: false,
+            millis,
+            message: format!("{}{untold}", receipt.message),
+            receipt: Some(receipt),
+        }
+    }
+
+    /// Whether nothing of the agent lives: seen by the lane, or by the controller that let go of everything of it.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        let seen = self.receipt.as_ref().map(|receipt| receipt.verdict == Verdict::DeadVerified);
+        seen.unwrap_or(self.verified)
+    }
 }
 
 /// Answer to kill-all.
@@ -215,6 +245,12 @@ pub struct KillAll {
     pub hold: bool,
     /// One line per agent that was not finished.
     pub agents: Vec<Ending>,
+    /// What was found of runs and could not be told apart: nothing is known of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<String>,
+    /// What else did not work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// From the request to this answer.
     pub millis: u64,
 }

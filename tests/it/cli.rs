@@ -279,7 +279,13 @@ async fn the_audit_log_has_the_callers_request_id_and_is_checked_from_outside() 
     front.spawn("unnamed").await;
     let state = front.state.path().to_str().unwrap();
     let file = front.state.path().join("audit/test.jsonl");
-    let written = std::fs::read_to_string(&file).unwrap();
+    let entries = || std::fs::read_to_string(&file).unwrap_or_default();
+    // A request is answered before its entry is on the disk.
+    let started = Instant::now();
+    while entries().matches("\"requestId\":").count() < 2 && started.elapsed() < Duration::from_secs(20) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let written = entries();
     assert_eq!(written.matches("\"requestId\":\"ticket-4711\"").count(), 1, "{written}");
     assert_eq!(written.matches("\"requestId\":").count(), 2, "one that has none is given one: {written}");
     let whole = finish(command(&["--state", state, "audit", "verify"]), None).await;

@@ -1,11 +1,15 @@
 //! A server over the embedded store on a free port, and ways to talk to it.
 
 use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use mosaic::api::agent::{AgentStatus, Phase};
 use mosaic::api::condition;
 use mosaic::api::names::{Namespace, RunId, Secret, Uid};
 use mosaic::audit::{Audit, AuditOptions};
+use mosaic::kill::Killer;
+use mosaic::kill::lane::Lane;
+use mosaic::kill::latch::Latch;
 use mosaic::server::auth::{Door, ensure_token};
 use mosaic::server::{LogPiece, Refusal, ServerState, serve};
 use mosaic::store::embedded::{EmbeddedOptions, EmbeddedStore};
@@ -57,6 +61,9 @@ impl Front {
         let audit = Arc::new(Audit::open(&folder.path().join("audit"), "test", AuditOptions::default()).unwrap());
         let (logs, closing) = (Logs::default(), CancellationToken::new());
         let (listed, read) = (logs.clone(), logs.clone());
+        let latch = Arc::new(Latch::open(folder.path()).unwrap());
+        let killer = Killer { state: folder.path().to_owned(), latch: Ok(latch.clone()), tell: Arc::new(|_| ()), audit: None };
+        let lane = Lane::start(killer).unwrap();
         let state = ServerState {
             store: store.clone(),
             door: Arc::new(Door::new(&token, address.port())),
@@ -88,6 +95,8 @@ impl Front {
                 let piece: Vec<u8> = bytes.iter().skip(usize::try_from(from).unwrap()).take(bytes_max).copied().collect();
                 Ok(LogPiece { next: from + piece.len() as u64, bytes: piece, dropped: 0, ended: *ended })
             }),
+            lane: Arc::new(lane),
+            latch,
             audit: audit.clone(),
             metrics: Arc::new(Metrics::default()),
             ready: is_ready,
@@ -169,7 +178,14 @@ pub async fn tear_down(store: &dyn Store, record: Record) {
 }
 
 pub fn finished(phase: Phase) -> AgentStatus {
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let mut conditions = Vec::new();
+    if phase == Phase::Completed {
+        condition::set(&mut conditions, condition::PUSHED, true, condition::reason::DELIVERED, "pushed", now);
+    }
     AgentStatus {
+        conditions,
+        completed_at: Some(MicroTime(now)),
         phase: Some(phase),
         reason: Some(format!("{phase:?}")),
         message: Some("over".into()),

@@ -1,4 +1,4 @@
-//! Every combination of the small space: what is seen x what is under way x what has ended x stage x deleting x permit x suspend.
+//! Every combination of the small space: what is seen x what is under way x what has ended x stage x deleting or latched x permit x suspend.
 
 use super::build::*;
 use crate::sim::simulate;
@@ -121,7 +121,8 @@ fn check(facts: &Facts) {
             Action::Resolve | Action::EnsureSandbox { .. } | Action::TakeSnapshot { .. } | Action::Integrate { .. } | Action::Push { .. }
         )
     };
-    let over = ending(&facts.status).is_some() || facts.deleting.is_some() || matches!(facts.permit, Permit::Halted { .. });
+    let gone = facts.deleting.is_some() || facts.latched.is_some();
+    let over = ending(&facts.status).is_some() || gone || matches!(facts.permit, Permit::Halted { .. });
     if over || facts.agent.suspend {
         assert!(!plan.actions.iter().any(starts), "starts something: {facts:#?}\n{plan:#?}");
     }
@@ -153,9 +154,10 @@ fn every_combination_of_the_small_space_keeps_the_rules() {
             for (flight, end) in flights.iter().flat_map(|flight| ends.iter().map(move |end| (flight, end))) {
                 facts.observed.in_flight.clone_from(flight);
                 facts.observed.outcomes.clone_from(end);
-                for (permit, deleting) in permits.iter().map(|p| (p, None)).chain([(&permits[0], Some("kill"))]) {
+                let ended = [(&permits[0], Some("kill"), None), (&permits[0], None, Some("a kill"))];
+                for (permit, deleting, latched) in permits.iter().map(|p| (p, None, None)).chain(ended) {
                     facts.permit.clone_from(permit);
-                    facts.deleting = deleting;
+                    (facts.deleting, facts.latched) = (deleting, latched);
                     for agent in &agents {
                         facts.agent.suspend = agent.suspend;
                         check(&facts);
@@ -174,14 +176,15 @@ fn a_record_without_our_finalizer_or_with_a_wrong_spec_keeps_the_rules() {
     for stage in STAGES {
         for look in sandboxes() {
             for tree in workspaces() {
-                for (permit, deleting) in permits().into_iter().map(|p| (p, None)).chain([(Permit::Granted, Some("delete"))]) {
+                let ended = [(Permit::Granted, Some("delete"), None), (Permit::Granted, None, Some("a kill"))];
+                for (permit, deleting, latched) in permits().into_iter().map(|p| (p, None, None)).chain(ended) {
                     for (has_finalizer, errors) in
                         [(false, None), (true, Some(vec!["wrong".to_owned()])), (false, Some(vec!["wrong".to_owned()]))]
                     {
                         let mut facts = Facts::new(status(stage), observed(Vec::new(), None));
                         facts.observed.sandboxes.clone_from(&look);
                         facts.observed.workspace.clone_from(&tree);
-                        (facts.permit, facts.deleting) = (permit.clone(), deleting);
+                        (facts.permit, facts.deleting, facts.latched) = (permit.clone(), deleting, latched);
                         (facts.has_finalizer, facts.errors) = (has_finalizer, errors);
                         check(&facts);
                     }

@@ -185,6 +185,7 @@ impl Sim {
             world: Arc::new(FakeWorld { shared: self.truth.clone(), controller: id, store: store(&self.truth) }),
             fleet: Mutex::new(Fleet::new(limits)),
             epoch: Arc::new(move || Some(epoch)),
+            latch: Arc::default(),
             clock: Arc::new(move || clock.lock().unwrap().now()),
             journal: Journal::silent(),
             wake: Arc::new(move |key| woken.lock().unwrap().push(key)),

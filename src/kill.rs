@@ -1,0 +1,274 @@
+//! The kill lane: latch, SIGKILL by every path at once, a look, a receipt. It depends on as little as possible.
+//!
+//! ```text
+//!  HTTP kill ──────┐                        ┌─> latch       memory at once, disk beside the SIGKILL
+//!  admin socket ───┼─> Killer::kill ────────┼─> strike      every init by its handle, control groups, frozen ones thawed
+//!  mosaic kill ────┘   (a thread of its own)├─> link        the word to stop, and the records are woken
+//!  (no controller)                          └─> look ──> receipts: dead-verified | revoked-unverified | failed
+//! ```
+//!
+//! No store, queue, lock or limit of the rest is in the way: what can be killed is read from the state folder (`targets`), and the command
+//! line does the same by itself when no controller answers. What comes after the death (keeping unpushed work, removing the tree, the
+//! record) is the controller's, which finds the latch; it is no condition of a kill. `record` brings what was latched to the store.
+
+pub mod admin;
+pub mod lane;
+pub mod latch;
+pub mod receipt;
+pub mod record;
+pub mod strike;
+pub mod targets;
+
+use crate::api::names::{RunId, Uid};
+use crate::audit::{Audit, Draft, Outcome};
+use crate::inside::wire::FILE_STOPPED;
+use crate::store::Key;
+use k8s_openapi::jiff::Timestamp;
+use latch::{Latch, Note};
+use receipt::{KillRequest, Receipt, Receipts, Steps, Verdict};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use strike::{Seen, Struck, strike};
+use targets::{Target, Targets};
+
+/// How long a kill looks for the end of what it has signalled.
+pub const KILL_TIME_MAX: Duration = Duration::from_millis(4_500);
+/// How often a kill of everything looks again for what came up meanwhile.
+const SWEEPS_MAX: u32 = 8;
+
+/// Told what is being killed: says the word over the links and wakes the records. On a thread of its own; nothing waits for it.
+pub type Tell = Arc<dyn Fn(&[RunId]) + Send + Sync>;
+
+/// Kills what a state folder knows.
+pub struct Killer {
+    /// The state folder.
+    pub state: PathBuf,
+    /// The latch; the error is why there is none, for receipts.
+    pub latch: Result<Arc<Latch>, String>,
+    /// Links and records, where there is a controller.
+    pub tell: Tell,
+    /// Where kills are written down.
+    pub audit: Option<Arc<Audit>>,
+}
+
+impl Killer {
+    /// Kills, looks, and says what was seen. Blocks for at most [`KILL_TIME_MAX`] and a little.
+    #[must_use]
+    pub fn kill(&self, request: &KillRequest) -> Receipts {
+        let started = Instant::now();
+        let until = started + KILL_TIME_MAX;
+        let mut receipts = Receipts::default();
+        let mut notes = Vec::new();
+        if request.all {
+            let halt = self.halt_of(request);
+            if let Note::Halt { name, .. } = &halt {
+                receipts.halt = Some(name.clone());
+            }
+            // What is being started at this moment meets it at its gate.
+            self.note(&[halt.clone()]);
+            notes.push(halt);
+        }
+        let mut books: BTreeMap<Uid, Book> = BTreeMap::new();
+        let mut done: BTreeSet<RunId> = BTreeSet::new();
+        let mut keeping = Vec::new();
+        for _ in 0..SWEEPS_MAX {
+            let found = self.find(request, &done, &mut receipts);
+            notes.extend(self.latch_notes(&found, &books, request));
+            if found.is_empty() && notes.is_empty() {
+                break;
+            }
+            self.note(&notes);
+            keeping.push(self.keep(std::mem::take(&mut notes), found.iter().map(|t| t.folder.clone()).collect()));
+            self.tell_of(&found);
+            let struck = strike(&found, until);
+            for (target, struck) in found.into_iter().zip(struck) {
+                done.insert(target.run.clone());
+                books.entry(target.run.uid.clone()).or_insert_with(|| Book::new(&target)).take(&target, struck);
+            }
+            if !request.all || Instant::now() >= until {
+                break;
+            }
+        }
+        let latched = settle(keeping, started, &mut receipts.warnings);
+        receipts.agents = books.into_iter().map(|(uid, book)| book.close(uid, started, latched)).collect();
+        receipts.agents.sort_by(|a, b| a.agent.cmp(&b.agent));
+        self.write_down(request, &receipts);
+        receipts.millis = millis(started, Instant::now());
+        receipts
+    }
+
+    fn halt_of(&self, request: &KillRequest) -> Note {
+        Note::Halt {
+            name: request.halt.clone().unwrap_or_else(new_halt_name),
+            namespace: request.namespace.clone(),
+            hold: request.hold,
+            reason: request.reason.clone().unwrap_or_else(|| "kill-all".to_owned()),
+            at_millis: now_millis(),
+        }
+    }
+
+    /// What the request means and was not struck yet.
+    fn find(&self, request: &KillRequest, done: &BTreeSet<RunId>, receipts: &mut Receipts) -> Vec<Target> {
+        let Targets { runs, unreadable } = match targets::find(&self.state) {
+            Ok(found) => found,
+            Err(e) => {
+                receipts.unknown.push(format!("the runs in {} cannot be listed: {e}", self.state.display()));
+                return Vec::new();
+            }
+        };
+        if request.all {
+            receipts.unknown = unreadable;
+        }
+        let namespace = request.namespace.as_deref();
+        let is_meant = |target: &Target| {
+            if request.all {
+                namespace.is_none_or(|namespace| target.namespace() == namespace)
+            } else {
+                request.agents.iter().any(|name| target.is_called(name, namespace.unwrap_or("default")))
+            }
+        };
+        runs.into_iter().filter(|target| !done.contains(&target.run) && is_meant(target)).collect()
+    }
+
+    fn latch_notes(&self, found: &[Target], known: &BTreeMap<Uid, Book>, request: &KillRequest) -> Vec<Note> {
+        let by = if request.all { "kill-all" } else { "kill" }.to_owned();
+        let uids: BTreeSet<&Uid> = found.iter().map(Target::uid).filter(|uid| !known.contains_key(uid)).collect();
+        let at_millis = now_millis();
+        uids.into_iter().map(|uid| Note::Killed { uid: uid.clone(), by: by.clone(), at_millis }).collect()
+    }
+
+    fn note(&self, notes: &[Note]) {
+        if let Ok(latch) = &self.latch {
+            latch.note(notes);
+        }
+    }
+
+    /// Brings notes and tombstones to the disk, beside the strike.
+    fn keep(&self, notes: Vec<Note>, folders: Vec<crate::sandbox::folder::RunFolder>) -> Keeping {
+        let latch = self.latch.clone();
+        std::thread::Builder::new().name("mosaic-latch".to_owned()).spawn(move || {
+            let kept = latch.and_then(|latch| latch.keep(&notes));
+            let at = Instant::now();
+            for folder in folders {
+                // The latch is what counts; a tombstone tells how the run ended.
+                let _ = std::fs::File::create_new(folder.path().join(FILE_STOPPED));
+            }
+            (kept, at)
+        })
+    }
+
+    fn tell_of(&self, found: &[Target]) {
+        let (tell, runs) = (self.tell.clone(), found.iter().map(|target| target.run.clone()).collect::<Vec<_>>());
+        // If no thread can be made, the kernel's paths are all there is, and enough.
+        let _ = std::thread::Builder::new().name("mosaic-tell".to_owned()).spawn(move || tell(&runs));
+    }
+
+    fn write_down(&self, request: &KillRequest, receipts: &Receipts) {
+        let Some(audit) = &self.audit else { return };
+        let actor = if request.who.is_empty() { "admin socket" } else { &request.who };
+        let append = |draft: Draft| {
+            if let Err(error) = audit.append(draft) {
+                tracing::error!(%error, "the audit entry of a kill was lost");
+            }
+        };
+        for receipt in &receipts.agents {
+            let outcome = match receipt.verdict {
+                Verdict::DeadVerified => Outcome::Ok,
+                Verdict::RevokedUnverified => Outcome::Unknown,
+                Verdict::Failed => Outcome::Failed,
+            };
+            let (namespace, name) = receipt.agent.split_once('/').unwrap_or(("", &receipt.agent));
+            let text = format!("{}: {}", receipt.verdict.as_str(), receipt.message);
+            let draft = Draft::request(actor, "Kill", outcome).about(Key::agent(namespace, name), Some(receipt.agent_id.clone()));
+            append(draft.with_message(&text));
+        }
+        if let Some(halt) = &receipts.halt {
+            let outcome = if receipts.all_dead() { Outcome::Ok } else { Outcome::Unknown };
+            append(Draft::request(actor, "KillAll", outcome).about(Key::halt(halt), None));
+        }
+    }
+}
+
+/// A name for the halt of one kill-all.
+#[must_use]
+pub fn new_halt_name() -> String {
+    format!("kill-all-{}", uuid::Uuid::now_v7().simple())
+}
+
+/// What is being brought to the disk, and when it was.
+type Keeping = std::io::Result<std::thread::JoinHandle<(Result<(), String>, Instant)>>;
+
+/// Waits for the notes, which have a time limit of their own. Returns when the last was kept, in milliseconds; `None`: not all are.
+fn settle(keeping: Vec<Keeping>, started: Instant, warnings: &mut Vec<String>) -> Option<u64> {
+    let mut last = Some(0);
+    for thread in keeping {
+        let outcome = thread.map_err(|e| e.to_string()).and_then(|thread| thread.join().map_err(|_| "its thread broke".to_owned()));
+        match outcome {
+            Ok((Ok(()), at)) => last = last.map(|last: u64| last.max(millis(started, at))),
+            Ok((Err(why), _)) | Err(why) => {
+                last = None;
+                let text =
+                    format!("not latched on the disk: {why}; until the record says it, only this process knows that they were killed");
+                if !warnings.contains(&text) {
+                    warnings.push(text);
+                }
+            }
+        }
+    }
+    last
+}
+
+/// What was seen of one agent's runs.
+struct Book {
+    agent: String,
+    runs: usize,
+    verdict: Verdict,
+    message: String,
+    signalled: Option<Instant>,
+    dead: Option<Instant>,
+}
+
+impl Book {
+    fn new(target: &Target) -> Self {
+        let message = "nothing of it ran".to_owned();
+        Self { agent: target.agent.clone(), runs: 0, verdict: Verdict::DeadVerified, message, signalled: None, dead: None }
+    }
+
+    /// The worst of an agent's runs is the agent's.
+    fn take(&mut self, target: &Target, struck: Struck) {
+        self.runs += 1;
+        self.signalled = self.signalled.max(struck.signalled);
+        self.dead = self.dead.max(struck.dead);
+        let (verdict, message) = judge(target, &struck);
+        if verdict > self.verdict || (verdict == self.verdict && struck.signalled.is_some()) {
+            (self.verdict, self.message) = (verdict, message);
+        }
+    }
+
+    fn close(self, uid: Uid, started: Instant, latched: Option<u64>) -> Receipt {
+        let after = |at: Option<Instant>| at.map(|at| millis(started, at));
+        let dead = after(self.dead).filter(|_| self.verdict == Verdict::DeadVerified);
+        let steps = Steps { latched, signalled: after(self.signalled), engine: None, dead };
+        Receipt { agent_id: uid, agent: self.agent, verdict: self.verdict, runs: self.runs, steps, message: self.message }
+    }
+}
+
+fn judge(target: &Target, struck: &Struck) -> (Verdict, String) {
+    let run = &target.run;
+    match &struck.seen {
+        Seen::Dead if struck.signalled.is_some() => (Verdict::DeadVerified, "SIGKILL; its process namespace was seen empty".to_owned()),
+        Seen::Dead => (Verdict::DeadVerified, "nothing of it ran".to_owned()),
+        Seen::Lives(what) => (Verdict::Failed, format!("{run}: {what}")),
+        Seen::Hidden(why) => (Verdict::RevokedUnverified, format!("{run}: could not look: {why}")),
+    }
+}
+
+fn millis(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
+}
+
+fn now_millis() -> i64 {
+    Timestamp::now().as_millisecond()
+}

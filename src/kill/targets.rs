@@ -1,0 +1,115 @@
+//! Who can be killed: every run that a state folder knows, read from its folders alone. No store, no engine, no controller is asked.
+
+use crate::api::agent::Driver;
+use crate::api::names::{RunId, Uid};
+use crate::inside::wire::{FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_WAIT, Identity};
+use crate::sandbox::folder::{FILE_CONTAINER, RunFolder, StoredContainer, StoredSpec};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// One run, as its folder tells.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Which run.
+    pub run: RunId,
+    /// `namespace/name` of its agent; the uid where an earlier version wrote none.
+    pub agent: String,
+    /// Which driver made it.
+    pub driver: Driver,
+    /// Its folder.
+    pub folder: RunFolder,
+    /// Its control groups.
+    pub groups: Vec<PathBuf>,
+    /// Its container, once the engine has answered.
+    pub container: Option<StoredContainer>,
+}
+
+impl Target {
+    /// init's identity, once it is known. Read anew each time: it may be written while we look.
+    /// # Errors
+    /// Could not look.
+    pub fn identity(&self) -> io::Result<Option<Identity>> {
+        self.folder.read(FILE_IDENTITY)
+    }
+
+    /// The launcher's identity (process driver).
+    /// # Errors
+    /// Could not look.
+    pub fn launcher(&self) -> io::Result<Option<Identity>> {
+        self.folder.read(FILE_LAUNCHER)
+    }
+
+    /// Whether its create was asked for and never answered: something may still come of it.
+    /// # Errors
+    /// Could not look.
+    pub fn is_unanswered(&self) -> io::Result<bool> {
+        let is_there = |name: &str| fs::exists(self.folder.path().join(name));
+        Ok(self.driver == Driver::Docker && !is_there(FILE_CONTAINER)? && !is_there(FILE_IDENTITY)? && !is_there(FILE_WAIT)?)
+    }
+
+    /// Namespace of its agent; empty where it is not known.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.agent.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// Whether `name` means its agent: a uid, `namespace/name`, or a name in `default_namespace`.
+    #[must_use]
+    pub fn is_called(&self, name: &str, default_namespace: &str) -> bool {
+        let plain = self.agent.split_once('/').is_some_and(|(namespace, plain)| namespace == default_namespace && plain == name);
+        self.run.uid.as_str() == name || self.agent == name || plain
+    }
+
+    /// Its agent.
+    #[must_use]
+    pub fn uid(&self) -> &Uid {
+        &self.run.uid
+    }
+}
+
+/// Everything that was found.
+#[derive(Debug, Default)]
+pub struct Targets {
+    /// The runs.
+    pub runs: Vec<Target>,
+    /// Folders that hold something and do not say what; why.
+    pub unreadable: Vec<String>,
+}
+
+/// Reads the runs of a state folder.
+/// # Errors
+/// The folder cannot be listed: nothing can be said then.
+pub fn find(state: &Path) -> io::Result<Targets> {
+    let mut found = Targets::default();
+    let entries = match fs::read_dir(state.join("runs")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        // What is being removed had been seen dead.
+        let is_run = entry.file_type()?.is_dir() && !entry.file_name().as_encoded_bytes().starts_with(b".");
+        if is_run {
+            match read(entry.path()) {
+                Ok(Some(target)) => found.runs.push(target),
+                Ok(None) => {}
+                Err(why) => found.unreadable.push(format!("{}: {why}", entry.path().display())),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// `None`: a folder without an intent, for which nothing was started.
+fn read(path: PathBuf) -> Result<Option<Target>, String> {
+    let folder = RunFolder::at(path);
+    let spec: Option<StoredSpec> = folder.read(FILE_SPEC).map_err(|e| e.to_string())?;
+    let Some(spec) = spec else {
+        let holds_something = folder.is_held().map_err(|e| e.to_string())?;
+        return if holds_something { Err("something runs there, and its intent cannot be read".to_owned()) } else { Ok(None) };
+    };
+    let container = folder.read(FILE_CONTAINER).map_err(|e| e.to_string())?;
+    let agent = if spec.agent.is_empty() { spec.run.uid.to_string() } else { spec.agent };
+    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups: spec.launch.limits.groups, container }))
+}
