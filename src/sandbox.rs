@@ -5,6 +5,7 @@
 //! again (adoption), and its lease is renewed as if nothing had been. Every run's folder carries the uid, attempt and epoch.
 //! One contract suite (`tests/it/contracts/sandbox.rs`) runs on every driver.
 
+pub mod docker;
 pub mod folder;
 pub mod init_binary;
 pub mod kill;

@@ -1,0 +1,44 @@
+//! The labels of our containers: whose they are, for people, for adoption and for the kill lane. Nothing in them is secret.
+
+use crate::api::names::{Epoch, Role, RunId};
+use std::collections::HashMap;
+
+/// Id of the installation: containers of another are never touched.
+pub const INSTALLATION: &str = "mosaicstack.dev/installation";
+/// The run, as JSON.
+pub const RUN: &str = "mosaicstack.dev/run";
+/// `namespace/name` of the agent.
+pub const AGENT: &str = "mosaicstack.dev/agent";
+/// Uid of the agent.
+pub const AGENT_UID: &str = "mosaicstack.dev/agent-uid";
+/// Attempt of the agent.
+pub const ATTEMPT: &str = "mosaicstack.dev/attempt";
+/// `agent` or `gate`.
+pub const ROLE: &str = "mosaicstack.dev/role";
+/// Epoch of the leader that made it.
+pub const EPOCH: &str = "mosaicstack.dev/epoch";
+
+/// All labels of a container.
+#[must_use]
+pub fn of(installation: &str, run: &RunId, agent: &str, epoch: Epoch) -> HashMap<String, String> {
+    let role = match &run.role {
+        Role::Agent => "agent",
+        Role::Gate { .. } => "gate",
+    };
+    let labels = [
+        ("app.kubernetes.io/name", "mosaic-sandbox".to_owned()),
+        ("app.kubernetes.io/instance", installation.to_owned()),
+        ("app.kubernetes.io/version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("app.kubernetes.io/component", "sandbox".to_owned()),
+        ("app.kubernetes.io/part-of", "mosaic".to_owned()),
+        ("app.kubernetes.io/managed-by", "mosaic".to_owned()),
+        (INSTALLATION, installation.to_owned()),
+        (RUN, serde_json::to_string(run).expect("a run is plain data")),
+        (AGENT, agent.to_owned()),
+        (AGENT_UID, run.uid.to_string()),
+        (ATTEMPT, run.attempt.to_string()),
+        (ROLE, role.to_owned()),
+        (EPOCH, epoch.0.to_string()),
+    ];
+    labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
