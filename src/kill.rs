@@ -4,7 +4,8 @@
 //!  HTTP kill ──────┐                        ┌─> latch       memory at once, disk beside the SIGKILL
 //!  admin socket ───┼─> Killer::kill ────────┼─> strike      every init by its handle, control groups, frozen ones thawed
 //!  mosaic kill ────┘   (a thread of its own)├─> link        the word to stop, and the records are woken
-//!  (no controller)                          └─> look ──> receipts: dead-verified | revoked-unverified | failed
+//!  (no controller)                          ├─> engine      what the kernel does not show, and containers without a folder
+//!                                           └─> look ──> receipts: dead-verified | revoked-unverified | failed
 //! ```
 //!
 //! No store, queue, lock or limit of the rest is in the way: what can be killed is read from the state folder (`targets`), and the command
@@ -12,6 +13,7 @@
 //! record) is the controller's, which finds the latch; it is no condition of a kill. `record` brings what was latched to the store.
 
 pub mod admin;
+pub mod engine;
 pub mod lane;
 pub mod latch;
 pub mod receipt;
@@ -19,10 +21,13 @@ pub mod record;
 pub mod strike;
 pub mod targets;
 
+use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
 use crate::audit::{Audit, Draft, Outcome};
 use crate::inside::wire::FILE_STOPPED;
+use crate::sandbox::docker::engine::Container;
 use crate::store::Key;
+use engine::{Answer, EnginePath, Saw};
 use k8s_openapi::jiff::Timestamp;
 use latch::{Latch, Note};
 use receipt::{KillRequest, Receipt, Receipts, Steps, Verdict};
@@ -47,6 +52,8 @@ pub struct Killer {
     pub state: PathBuf,
     /// The latch; the error is why there is none, for receipts.
     pub latch: Result<Arc<Latch>, String>,
+    /// The container engine, where one is used.
+    pub engine: Option<EnginePath>,
     /// Links and records, where there is a controller.
     pub tell: Tell,
     /// Where kills are written down.
@@ -75,22 +82,36 @@ impl Killer {
         let mut keeping = Vec::new();
         for _ in 0..SWEEPS_MAX {
             let found = self.find(request, &done, &mut receipts);
-            notes.extend(self.latch_notes(&found, &books, request));
-            if found.is_empty() && notes.is_empty() {
+            notes.extend(latch_notes(found.iter().map(Target::uid).filter(|uid| !books.contains_key(uid)), request));
+            let is_first = done.is_empty() && keeping.is_empty();
+            if found.is_empty() && notes.is_empty() && !is_first {
                 break;
             }
             self.note(&notes);
             keeping.push(self.keep(std::mem::take(&mut notes), found.iter().map(|t| t.folder.clone()).collect()));
             self.tell_of(&found);
+            let asking = self.ask_engine(request, &found, until);
             let struck = strike(&found, until);
+            let answer = answer_of(asking, &mut receipts.warnings);
             for (target, struck) in found.into_iter().zip(struck) {
                 done.insert(target.run.clone());
-                books.entry(target.run.uid.clone()).or_insert_with(|| Book::new(&target)).take(&target, struck);
+                let said = answer.saw.get(&target.run);
+                books.entry(target.run.uid.clone()).or_insert_with(|| Book::new(&target.agent)).take(&target, &struck, said);
             }
+            notes = latch_notes(answer.strays.iter().map(|(container, ..)| &container.run.uid), request);
+            for stray in answer.strays {
+                done.insert(stray.0.run.clone());
+                books.entry(stray.0.run.uid.clone()).or_insert_with(|| Book::new(&stray.0.agent)).take_stray(stray);
+            }
+            receipts
+                .unknown
+                .extend(answer.blind.filter(|_| request.all && is_first).map(|why| format!("containers without a folder: {why}")));
             if !request.all || Instant::now() >= until {
                 break;
             }
         }
+        self.note(&notes);
+        keeping.push(self.keep(notes, Vec::new()));
         let latched = settle(keeping, started, &mut receipts.warnings);
         receipts.agents = books.into_iter().map(|(uid, book)| book.close(uid, started, latched)).collect();
         receipts.agents.sort_by(|a, b| a.agent.cmp(&b.agent));
@@ -132,13 +153,6 @@ impl Killer {
         runs.into_iter().filter(|target| !done.contains(&target.run) && is_meant(target)).collect()
     }
 
-    fn latch_notes(&self, found: &[Target], known: &BTreeMap<Uid, Book>, request: &KillRequest) -> Vec<Note> {
-        let by = if request.all { "kill-all" } else { "kill" }.to_owned();
-        let uids: BTreeSet<&Uid> = found.iter().map(Target::uid).filter(|uid| !known.contains_key(uid)).collect();
-        let at_millis = now_millis();
-        uids.into_iter().map(|uid| Note::Killed { uid: uid.clone(), by: by.clone(), at_millis }).collect()
-    }
-
     fn note(&self, notes: &[Note]) {
         if let Ok(latch) = &self.latch {
             latch.note(notes);
@@ -165,6 +179,23 @@ impl Killer {
         let _ = std::thread::Builder::new().name("mosaic-tell".to_owned()).spawn(move || tell(&runs));
     }
 
+    /// The engine's path; only where it may have something of what is meant.
+    fn ask_engine(&self, request: &KillRequest, found: &[Target], until: Instant) -> Option<std::thread::JoinHandle<Answer>> {
+        let contained: Vec<Target> = found.iter().filter(|target| target.driver == Driver::Docker).cloned().collect();
+        let path = self.engine.as_ref()?;
+        let asked = request.clone();
+        let is_meant: engine::IsMeant = Arc::new(move |container| {
+            let namespace = container.agent.split_once('/').map_or("", |(namespace, _)| namespace);
+            if asked.all {
+                asked.namespace.as_deref().is_none_or(|only| only == namespace)
+            } else {
+                asked.agents.iter().any(|name| container.run.uid.as_str() == name || container.agent == *name)
+            }
+        });
+        let strays = request.all || found.is_empty();
+        (strays || !contained.is_empty()).then(|| engine::begin(path, &contained, strays.then_some(is_meant), until).ok()).flatten()
+    }
+
     fn write_down(&self, request: &KillRequest, receipts: &Receipts) {
         let Some(audit) = &self.audit else { return };
         let actor = if request.who.is_empty() { "admin socket" } else { &request.who };
@@ -189,6 +220,13 @@ impl Killer {
             append(Draft::request(actor, "KillAll", outcome).about(Key::halt(halt), None));
         }
     }
+}
+
+fn latch_notes<'a>(uids: impl Iterator<Item = &'a Uid>, request: &KillRequest) -> Vec<Note> {
+    let by = if request.all { "kill-all" } else { "kill" };
+    let at_millis = now_millis();
+    let uids: BTreeSet<&Uid> = uids.collect();
+    uids.into_iter().map(|uid| Note::Killed { uid: uid.clone(), by: by.to_owned(), at_millis }).collect()
 }
 
 /// A name for the halt of one kill-all.
@@ -220,6 +258,15 @@ fn settle(keeping: Vec<Keeping>, started: Instant, warnings: &mut Vec<String>) -
     last
 }
 
+/// What the engine said; that its thread broke is as good as its silence.
+fn answer_of(asking: Option<std::thread::JoinHandle<Answer>>, warnings: &mut Vec<String>) -> Answer {
+    let Some(asking) = asking else { return Answer::default() };
+    asking.join().unwrap_or_else(|_| {
+        warnings.push("the thread that asks the container engine broke".to_owned());
+        Answer::default()
+    })
+}
+
 /// What was seen of one agent's runs.
 struct Book {
     agent: String,
@@ -227,22 +274,47 @@ struct Book {
     verdict: Verdict,
     message: String,
     signalled: Option<Instant>,
+    engine: Option<Instant>,
     dead: Option<Instant>,
 }
 
 impl Book {
-    fn new(target: &Target) -> Self {
-        let message = "nothing of it ran".to_owned();
-        Self { agent: target.agent.clone(), runs: 0, verdict: Verdict::DeadVerified, message, signalled: None, dead: None }
+    fn new(agent: &str) -> Self {
+        let message = NOTHING_RAN.to_owned();
+        let (signalled, engine, dead) = (None, None, None);
+        Self { agent: agent.to_owned(), runs: 0, verdict: Verdict::DeadVerified, message, signalled, engine, dead }
+    }
+
+    fn take(&mut self, target: &Target, struck: &Struck, said: Option<&(Saw, Instant)>) {
+        self.signalled = self.signalled.max(struck.signalled);
+        self.dead = self.dead.max(struck.dead);
+        self.engine = self.engine.max(said.map(|(_, at)| *at));
+        let (verdict, message) = judge(target, struck, said.map(|(saw, _)| saw));
+        if struck.dead.is_none() && verdict == Verdict::DeadVerified {
+            self.dead = self.dead.max(said.map(|(_, at)| *at));
+        }
+        self.judged(verdict, message, struck.signalled.is_some() || said.is_some());
+    }
+
+    fn take_stray(&mut self, (container, saw, at): (Container, Saw, Instant)) {
+        self.engine = self.engine.max(Some(at));
+        let (verdict, message) = match saw {
+            Saw::None | Saw::Dead => {
+                (Verdict::DeadVerified, format!("container {} had no folder; the engine says that it is dead", container.name))
+            }
+            Saw::Runs => (Verdict::Failed, format!("container {} still runs", container.name)),
+            Saw::Unknown(why) => (Verdict::RevokedUnverified, format!("container {}: {why}", container.name)),
+        };
+        if verdict == Verdict::DeadVerified {
+            self.dead = self.dead.max(Some(at));
+        }
+        self.judged(verdict, message, true);
     }
 
     /// The worst of an agent's runs is the agent's.
-    fn take(&mut self, target: &Target, struck: Struck) {
+    fn judged(&mut self, verdict: Verdict, message: String, did_something: bool) {
         self.runs += 1;
-        self.signalled = self.signalled.max(struck.signalled);
-        self.dead = self.dead.max(struck.dead);
-        let (verdict, message) = judge(target, &struck);
-        if verdict > self.verdict || (verdict == self.verdict && struck.signalled.is_some()) {
+        if verdict > self.verdict || (verdict == self.verdict && did_something) {
             (self.verdict, self.message) = (verdict, message);
         }
     }
@@ -250,18 +322,36 @@ impl Book {
     fn close(self, uid: Uid, started: Instant, latched: Option<u64>) -> Receipt {
         let after = |at: Option<Instant>| at.map(|at| millis(started, at));
         let dead = after(self.dead).filter(|_| self.verdict == Verdict::DeadVerified);
-        let steps = Steps { latched, signalled: after(self.signalled), engine: None, dead };
+        let steps = Steps { latched, signalled: after(self.signalled), engine: after(self.engine), dead };
         Receipt { agent_id: uid, agent: self.agent, verdict: self.verdict, runs: self.runs, steps, message: self.message }
     }
 }
 
-fn judge(target: &Target, struck: &Struck) -> (Verdict, String) {
+/// What is said of an agent of which nothing lived.
+const NOTHING_RAN: &str = "nothing of it ran";
+
+/// The kernel's word where it has one, else the engine's; what nobody could look at is unknown, never gone.
+fn judge(target: &Target, struck: &Struck, said: Option<&Saw>) -> (Verdict, String) {
     let run = &target.run;
-    match &struck.seen {
-        Seen::Dead if struck.signalled.is_some() => (Verdict::DeadVerified, "SIGKILL; its process namespace was seen empty".to_owned()),
-        Seen::Dead => (Verdict::DeadVerified, "nothing of it ran".to_owned()),
-        Seen::Lives(what) => (Verdict::Failed, format!("{run}: {what}")),
-        Seen::Hidden(why) => (Verdict::RevokedUnverified, format!("{run}: could not look: {why}")),
+    let why = match &struck.seen {
+        Seen::Dead if struck.signalled.is_some() => {
+            return (Verdict::DeadVerified, "SIGKILL; its process namespace was seen empty".to_owned());
+        }
+        Seen::Dead => return (Verdict::DeadVerified, NOTHING_RAN.to_owned()),
+        Seen::Lives(what) => return (Verdict::Failed, format!("{run}: {what}")),
+        Seen::Hidden(why) => why,
+    };
+    // Asked after the engine has spoken: a create that is answered meanwhile has its word by now.
+    let open = target.is_unanswered().unwrap_or(true);
+    match said {
+        Some(Saw::None | Saw::Dead) if !open => (Verdict::DeadVerified, "the engine says that its container is dead".to_owned()),
+        Some(Saw::None | Saw::Dead) => {
+            let text = "its container was asked for and the engine has not answered; whatever still comes of it is refused its start";
+            (Verdict::RevokedUnverified, format!("{run}: {text}"))
+        }
+        Some(Saw::Runs) => (Verdict::Failed, format!("{run}: its container still runs, by the engine's word")),
+        Some(Saw::Unknown(engine)) => (Verdict::RevokedUnverified, format!("{run}: could not look: {why}; {engine}")),
+        None => (Verdict::RevokedUnverified, format!("{run}: could not look: {why}")),
     }
 }
 

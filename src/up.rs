@@ -283,7 +283,7 @@ fn start_lane(config: &Config, parts: &Parts, ctx: &Arc<Context>) -> Result<Lane
         runs.iter().for_each(|run| sandbox.say_stop(run));
         ctx.wake_all(runs.iter().map(|run| run.uid.clone()));
     });
-    let killer = Killer { state: config.state.clone(), latch: Ok(latch), tell, audit: Some(Arc::new(audit)) };
+    let killer = Killer { state: config.state.clone(), latch: Ok(latch), engine: None, tell, audit: Some(Arc::new(audit)) };
     Lane::start(killer).map_err(part("the kill lane"))
 }
 

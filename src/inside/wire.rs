@@ -30,6 +30,8 @@ pub const FILE_SESSION: &str = "session";
 pub const FILE_STOPPED: &str = "stopped";
 /// The controller's [`LimitReport`], when it ended the run for one.
 pub const FILE_LIMIT: &str = "limit.json";
+/// The engine's id and name of the container, once it has answered that it is made.
+pub const FILE_CONTAINER: &str = "container.json";
 /// Held (OFD lock) by the launcher and by init: free means that neither of them lives.
 pub const FILE_LOCK: &str = "lock";
 /// Folder of the control socket; never visible to the agent.

@@ -4,6 +4,7 @@
 //! process of a version 1 group dies only when it runs again. A dead PID 1 is a dead namespace: the kernel reaps everything in it first;
 //! one look through the process table confirms that. A pid is only ours while its start time and boot are, so nobody else is hit.
 
+use crate::api::agent::Driver;
 use crate::inside::wire::Identity;
 use crate::kill::targets::Target;
 use crate::sandbox::kill::{self as process, Life};
@@ -104,6 +105,9 @@ impl<'a> Hunt<'a> {
                 self.signalled.get_or_insert_with(Instant::now);
                 self.init = Some(Caught { identity, handle, namespace });
             }
+        } else if self.target.driver == Driver::Docker && !self.target.folder.is_held()? {
+            // Its pid was never seen: only the engine can tell whether there is anything.
+            return Err(io::Error::other("the kernel has not shown its process here"));
         } else if self.target.folder.is_held()?
             && let Some(launcher) = self.target.launcher()?
             && let Some(handle) = process::handle(&launcher)?

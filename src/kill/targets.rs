@@ -2,8 +2,8 @@
 
 use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
-use crate::inside::wire::{FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_WAIT, Identity};
-use crate::sandbox::folder::{FILE_CONTAINER, RunFolder, StoredContainer, StoredSpec};
+use crate::inside::wire::{FILE_CONTAINER, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_WAIT, Identity};
+use crate::sandbox::folder::{MadeContainer, RunFolder, StoredSpec};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub struct Target {
     /// Its control groups.
     pub groups: Vec<PathBuf>,
     /// Its container, once the engine has answered.
-    pub container: Option<StoredContainer>,
+    pub container: Option<MadeContainer>,
 }
 
 impl Target {

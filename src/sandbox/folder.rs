@@ -48,15 +48,12 @@ fn driver_before() -> Driver {
     Driver::Process
 }
 
-/// Name of the file with the container of a run.
-pub const FILE_CONTAINER: &str = "container.json";
-
-/// The container of a run, once the engine has answered to its create.
+/// What `container.json` holds: the engine has answered the create.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoredContainer {
+pub struct MadeContainer {
     /// The engine's id.
     pub id: String,
-    /// Its name.
+    /// Name.
     pub name: String,
 }
 

@@ -4,7 +4,7 @@ use crate::http::front::{Front, finished};
 use mosaic::api::agent::Phase;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 

@@ -1,0 +1,156 @@
+//! The container engine's path of a kill, on a thread and connections of its own; nothing waits for it longer than the kill lasts.
+//!
+//! What the kernel does not show from here is killed through the engine at once. What it shows has its SIGKILL already, so the engine is asked
+//! only for what still lives after a moment: an engine needs some 26 ms of processor time for each, which the dying need more. Containers
+//! that carry our labels and have no folder any more are killed as well. Only what the engine says is believed; its silence is unknown.
+
+use crate::api::names::RunId;
+use crate::kill::targets::Target;
+use crate::sandbox::docker::engine::{Container, Engine, EngineError, Status, container_name};
+use crate::sandbox::kill::{self as process, Life};
+use futures::StreamExt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Calls at once: more make none of them faster.
+const CALLS_MAX: usize = 8;
+/// What the kernel has killed is dead by then, or the engine is asked too.
+const HEDGE: Duration = Duration::from_millis(250);
+/// Longest wait for the list of our containers: what has a folder does not wait for it.
+const LIST_TIME_MAX: Duration = Duration::from_secs(2);
+/// Pause between two looks at a container.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// An engine, and what of it is ours.
+#[derive(Debug, Clone)]
+pub struct EnginePath {
+    /// A client of its own.
+    pub engine: Engine,
+    /// Id of this installation.
+    pub installation: String,
+}
+
+/// What the engine says of one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Saw {
+    /// There is no container of it.
+    None,
+    /// Its container does not run.
+    Dead,
+    /// It runs.
+    Runs,
+    /// The engine could not be asked.
+    Unknown(String),
+}
+
+/// What came of the engine's path.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// By run, of those that the engine was asked about.
+    pub saw: BTreeMap<RunId, (Saw, Instant)>,
+    /// Containers of ours without a folder.
+    pub strays: Vec<(Container, Saw, Instant)>,
+    /// Why it could not be looked for strays.
+    pub blind: Option<String>,
+}
+
+/// Which containers without a folder are meant.
+pub type IsMeant = Arc<dyn Fn(&Container) -> bool + Send + Sync>;
+
+/// Begins. Without `is_meant` nobody looks for containers without a folder.
+/// # Errors
+/// No thread could be made.
+pub fn begin(path: &EnginePath, targets: &[Target], is_meant: Option<IsMeant>, until: Instant) -> std::io::Result<JoinHandle<Answer>> {
+    let (path, targets) = (path.clone(), targets.to_vec());
+    std::thread::Builder::new().name("mosaic-kill-engine".to_owned()).spawn(move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Answer::default() };
+        let answer = runtime.block_on(strike(&path, &targets, is_meant.as_ref(), until));
+        runtime.shutdown_background();
+        answer
+    })
+}
+
+async fn strike(path: &EnginePath, targets: &[Target], is_meant: Option<&IsMeant>, until: Instant) -> Answer {
+    let (hidden, shown): (Vec<&Target>, Vec<&Target>) = targets.iter().partition(|target| is_hidden(target));
+    let hedged = async {
+        if shown.is_empty() {
+            return BTreeMap::new();
+        }
+        tokio::time::sleep_until((Instant::now() + HEDGE).min(until).into()).await;
+        end_all(path, shown.into_iter().filter(|target| is_alive(target)).collect(), until).await
+    };
+    let known: BTreeSet<&RunId> = targets.iter().map(|target| &target.run).collect();
+    let strays = async {
+        match is_meant {
+            Some(is_meant) => end_strays(path, &known, is_meant, until).await,
+            None => Ok(Vec::new()),
+        }
+    };
+    let (mut saw, late, strays) = tokio::join!(end_all(path, hidden, until), hedged, strays);
+    saw.extend(late);
+    let (strays, blind) = strays.map_or_else(|why| (Vec::new(), Some(why)), |strays| (strays, None));
+    Answer { saw, strays, blind }
+}
+
+async fn end_all(path: &EnginePath, targets: Vec<&Target>, until: Instant) -> BTreeMap<RunId, (Saw, Instant)> {
+    let mut calls = Vec::new();
+    for target in targets {
+        let name = container_name(&path.installation, &target.run);
+        calls.push(async move { (target.run.clone(), end(&path.engine, &name, until).await) });
+    }
+    futures::stream::iter(calls).buffer_unordered(CALLS_MAX).collect().await
+}
+
+/// Ends containers of ours that have no folder. The error is why nobody can tell whether there are any.
+async fn end_strays(
+    path: &EnginePath,
+    known: &BTreeSet<&RunId>,
+    is_meant: &IsMeant,
+    until: Instant,
+) -> Result<Vec<(Container, Saw, Instant)>, String> {
+    let listed = tokio::time::timeout_at((Instant::now() + LIST_TIME_MAX).min(until).into(), path.engine.ours(&path.installation)).await;
+    let found = listed.map_err(|_| "the engine did not answer in time".to_owned())?.map_err(|e| words(&e))?;
+    let mut calls = Vec::new();
+    for container in found.into_iter().filter(|container| !known.contains(&container.run) && is_meant(container)) {
+        calls.push(async move {
+            let (saw, at) = end(&path.engine, &container.id, until).await;
+            (container, saw, at)
+        });
+    }
+    Ok(futures::stream::iter(calls).buffer_unordered(CALLS_MAX).collect().await)
+}
+
+/// Whether the kernel never showed the init of this run.
+fn is_hidden(target: &Target) -> bool {
+    !matches!(target.identity(), Ok(Some(identity)) if process::look(&identity).is_ok())
+}
+
+fn is_alive(target: &Target) -> bool {
+    matches!(target.identity(), Ok(Some(identity)) if !matches!(process::look(&identity), Ok(Life::Gone | Life::Rebooted)))
+}
+
+/// SIGKILL, and a look until it does not run or the time is over.
+async fn end(engine: &Engine, name: &str, until: Instant) -> (Saw, Instant) {
+    let work = async {
+        loop {
+            // A kill that the engine refuses is told by the look.
+            let killed = engine.kill(name).await;
+            match engine.state(name).await {
+                Ok(None) => return Saw::None,
+                Ok(Some(state)) if matches!(state.status, Status::Exited | Status::Created) => return Saw::Dead,
+                Ok(Some(_)) if Instant::now() >= until => return Saw::Runs,
+                Ok(Some(_)) => {}
+                Err(e) => return Saw::Unknown(killed.err().map_or_else(|| words(&e), |first| words(&first))),
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    };
+    let saw = tokio::time::timeout_at(until.into(), work).await;
+    (saw.unwrap_or_else(|_| Saw::Unknown("it did not answer in time".to_owned())), Instant::now())
+}
+
+fn words(error: &EngineError) -> String {
+    crate::causes::one_line(error)
+}
