@@ -12,7 +12,9 @@ pub use remotes::RemoteSettings;
 use crate::api::agent::Driver;
 use crate::api::names::Namespace;
 use crate::api::validate::parse_duration;
-use crate::inside::confine::{Need, PRIMITIVES};
+use crate::inside::confine::PRIMITIVES;
+use crate::sandbox::docker::IMAGE_DEFAULT;
+use crate::sandbox::docker::image::check_name;
 use crate::workspace::{RemoteAccess, check_private};
 use serde::{Deserialize, Deserializer};
 use std::net::SocketAddr;
@@ -34,10 +36,15 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub listen: Option<String>,
 
-    /// Where agents run: auto or process; auto takes the best this build has [default: auto]
+    /// Where agents run that ask for nothing: auto, docker or process; auto takes docker when an engine answers and has the image, else process [default: auto]
     #[arg(long, env = "MOSAIC_DRIVER", value_name = "DRIVER")]
     #[serde(deserialize_with = "scalar")]
     pub driver: Option<String>,
+
+    /// Image of containers whose agents name none; pulled when it is not there [default: mosaic-sandbox:latest]
+    #[arg(long, env = "MOSAIC_SANDBOX_IMAGE", value_name = "IMAGE")]
+    #[serde(deserialize_with = "scalar")]
+    pub sandbox_image: Option<String>,
 
     /// Folder beneath which repositories may be given as paths; repeatable. Your home folder is always one
     #[arg(long, env = "MOSAIC_LOCAL_REPOS", value_name = "FOLDER", value_delimiter = ':')]
@@ -185,6 +192,7 @@ impl Settings {
         Self {
             listen: self.listen.or(other.listen),
             driver: self.driver.or(other.driver),
+            sandbox_image: self.sandbox_image.or(other.sandbox_image),
             local_repos: lists(self.local_repos, other.local_repos),
             tool_root: lists(self.tool_root, other.tool_root),
             allow_missing: lists(self.allow_missing, other.allow_missing),
@@ -212,8 +220,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// State folder, absolute.
     pub state: PathBuf,
-    /// Where agents run.
+    /// Where agents run that ask for nothing.
     pub driver: Driver,
+    /// Image of containers whose agents name none.
+    pub sandbox_image: String,
     /// Folders beneath which repositories may be given as paths; absolute.
     pub local_repos: Vec<PathBuf>,
     /// Folders that sandboxes see read-only; absolute.
@@ -259,6 +269,7 @@ impl Config {
             listen: check.listen(settings.listen.as_deref().unwrap_or(LISTEN_DEFAULT)),
             state: check.absolute("state", state),
             driver: check.driver(settings.driver.as_deref()),
+            sandbox_image: check.image(settings.sandbox_image),
             local_repos,
             tool_roots: check.folders("tool-root", settings.tool_root),
             allow_missing: check.primitives(settings.allow_missing),
@@ -305,12 +316,21 @@ impl Check {
     fn driver(&mut self, text: Option<&str>) -> Driver {
         match text {
             None | Some("auto") => Driver::Auto,
+            Some("docker") => Driver::Docker,
             Some("process") => Driver::Process,
             Some(other) => {
-                self.0.push(format!("driver: {other:?} is not one of auto and process"));
+                self.0.push(format!("driver: {other:?} is not one of auto, docker and process"));
                 Driver::Auto
             }
         }
+    }
+
+    fn image(&mut self, text: Option<String>) -> String {
+        let text = text.unwrap_or_else(|| IMAGE_DEFAULT.to_owned());
+        if let Err(why) = check_name(&text) {
+            self.0.push(format!("sandbox-image: {why}"));
+        }
+        text
     }
 
     fn number<T: FromStr + PartialOrd + std::fmt::Display>(&mut self, name: &str, text: Option<String>, default: T, min: T, max: T) -> T {
@@ -337,7 +357,7 @@ impl Check {
     }
 
     fn primitives(&mut self, names: Vec<String>) -> Vec<String> {
-        let primitives = PRIMITIVES.iter().filter(|p| p.need == Need::UnlessAllowed).map(|p| p.name);
+        let primitives = PRIMITIVES.iter().filter(|p| p.can_be_allowed()).map(|p| p.name);
         let limits = crate::sandbox::limits::LIMITS.iter().filter(|limit| limit.required).map(|limit| limit.name);
         let optional: Vec<&str> = primitives.chain(limits).collect();
         for name in names.iter().filter(|name| !optional.contains(&name.as_str())) {

@@ -4,14 +4,16 @@
 //! inside is held against the tables (`confine::PRIMITIVES`, `limits::LIMITS`), and what is not there is told with its remedy. Nothing of a
 //! running server is touched. It decides nothing: what refuses a start is decided by the driver, by the same tables.
 
+use crate::api::agent::Driver;
 use crate::causes;
 use crate::config::Config;
 use crate::inside::confine::{Need, PRIMITIVES, Primitive};
 use crate::inside::system;
-use crate::sandbox::limits::{LIMITS, LimitRow};
-use crate::sandbox::process::{ProcessConfig, ProcessSandbox, SandboxIds};
+use crate::sandbox::docker::{Docker, DockerConfig};
+use crate::sandbox::limits::{LIMITS, LimitRow, remedy};
+use crate::sandbox::{Drivers, SandboxConfig, SandboxIds};
 use crate::tools;
-use crate::up::{process_config, workspace_config};
+use crate::up::{docker_config, sandbox_config, workspace_config};
 use crate::workspace::{TreeMode, Workspaces};
 use serde::Serialize;
 use std::path::Path;
@@ -84,10 +86,11 @@ impl Report {
 #[must_use]
 pub fn examine(config: &Config) -> Report {
     let mut sections = vec![Section { title: "machine", rows: machine(config) }];
-    match process_config(config, "doctor".to_owned()) {
-        Ok(process) => {
-            let tools = process.tool_roots.clone();
-            sections.extend(sandboxes(process));
+    let settings = sandbox_config(config, "doctor".to_owned()).and_then(|sandboxes| Ok((sandboxes, docker_config(config)?)));
+    match settings {
+        Ok((settings, docker)) => {
+            let tools = settings.tool_roots.clone();
+            sections.extend(sandboxes(settings, docker));
             let detail = |root: &tools::ToolRoot| Row::ok(&root.name, root.host.display().to_string());
             sections.push(Section { title: "tools in sandboxes", rows: tools.iter().map(detail).collect() });
         }
@@ -124,23 +127,74 @@ fn trees(mode: TreeMode, state: &Path) -> Row {
 }
 
 /// Makes a sandbox with everything allowed to be missing, and holds what was seen against what the operator wants.
-fn sandboxes(config: ProcessConfig) -> Vec<Section> {
+fn sandboxes(config: SandboxConfig, docker: DockerConfig) -> Vec<Section> {
     let allowed = config.allow_missing.clone();
-    let optional = PRIMITIVES.iter().filter(|primitive| primitive.need == Need::UnlessAllowed).map(|primitive| primitive.name);
+    let optional = PRIMITIVES.iter().filter(|primitive| primitive.can_be_allowed()).map(|primitive| primitive.name);
     let allow_missing = optional.chain(LIMITS.iter().map(|limit| limit.name)).map(str::to_owned).collect();
-    match ProcessSandbox::open(ProcessConfig { allow_missing, ..config }) {
-        Ok(sandbox) => {
-            let verified = sandbox.verified();
-            let primitives = PRIMITIVES.iter().map(|primitive| isolation_row(primitive, verified, &allowed)).collect();
-            let limits = LIMITS.iter().map(|limit| limit_row(limit, verified, &allowed)).collect();
-            vec![Section { title: "isolation", rows: primitives }, Section { title: "limits", rows: limits }]
-        }
+    let image = docker.image.clone();
+    let drivers = match Drivers::open(SandboxConfig { allow_missing, ..config }, docker, Driver::Process) {
+        Ok(drivers) => drivers,
+        Err(error) => return vec![Section { title: "isolation", rows: vec![Row::missing("sandbox", causes::one_line(&error), "")] }],
+    };
+    let mut sections = match drivers.test(Driver::Process) {
+        Ok(()) => of_driver(&drivers, Driver::Process, ["isolation", "limits"], &allowed),
         Err(error) => vec![Section { title: "isolation", rows: vec![Row::missing("sandbox", causes::one_line(&error), "")] }],
+    };
+    sections.push(Section { title: "container engine", rows: engine(drivers.docker(), &image) });
+    match drivers.test(Driver::Docker) {
+        Ok(()) if !drivers.verified(Driver::Docker).is_empty() => {
+            sections.extend(of_driver(&drivers, Driver::Docker, ["isolation of containers", "limits of containers"], &allowed));
+        }
+        // What is missing for containers is told above, and keeps nobody from using processes.
+        Ok(()) | Err(_) => {}
     }
+    sections
 }
 
-fn isolation_row(primitive: &Primitive, verified: &[String], allowed: &[String]) -> Row {
-    let Primitive { name, need, help, .. } = primitive;
+fn of_driver(drivers: &Drivers, driver: Driver, titles: [&'static str; 2], allowed: &[String]) -> Vec<Section> {
+    let verified = drivers.verified(driver);
+    let primitives = PRIMITIVES.iter().map(|primitive| isolation_row(primitive, driver, &verified, allowed)).collect();
+    let limits = LIMITS.iter().map(|limit| limit_row(limit, driver, &verified, allowed)).collect();
+    let [isolation, bounds] = titles;
+    vec![Section { title: isolation, rows: primitives }, Section { title: bounds, rows: limits }]
+}
+
+/// What a container engine is here. None is needed: agents run in processes then.
+fn engine(docker: &Docker, image: &str) -> Vec<Row> {
+    let facts = match docker.look_at_engine() {
+        Ok(facts) => facts,
+        Err(error) => {
+            return vec![Row::weak(
+                "engine",
+                causes::one_line(&error),
+                "start one, or name it by DOCKER_HOST, to run agents in containers",
+            )];
+        }
+    };
+    let mut rows = vec![
+        Row::ok("engine", format!("{} (API {}) at {}", facts.version, facts.api, docker.host())),
+        Row::ok("control groups", format!("version {}", facts.cgroups)),
+        Row::ok("runtimes", facts.runtimes.iter().map(String::as_str).collect::<Vec<_>>().join(", ")),
+    ];
+    rows.push(match facts.known_escape() {
+        Some(version) => Row::weak("runc", format!("{version} has known ways out of a container"), "runc 1.2.8, 1.3.3, 1.4.0 or newer"),
+        None => Row::ok("runc", facts.runc.as_deref().unwrap_or("its version is not told")),
+    });
+    rows.push(match facts.filters_calls {
+        true => Row::ok("default seccomp", "on"),
+        false => Row::weak("default seccomp", "off: init's own filter is all there is", "a kernel and engine with seccomp"),
+    });
+    rows.push(match docker.has_default_image() {
+        Ok(true) => Row::ok("image", image),
+        Ok(false) => Row::weak("image", format!("{image} is not there"), "make image, or --sandbox-image"),
+        Err(error) => Row::weak("image", causes::one_line(&error), ""),
+    });
+    rows
+}
+
+fn isolation_row(primitive: &Primitive, driver: Driver, verified: &[String], allowed: &[String]) -> Row {
+    let Primitive { name, process, docker, help, .. } = primitive;
+    let need = if driver == Driver::Docker { docker } else { process };
     if verified.iter().any(|found| found == name) {
         Row::ok(name, "holds, seen from inside")
     } else if *need == Need::WherePossible {
@@ -152,14 +206,15 @@ fn isolation_row(primitive: &Primitive, verified: &[String], allowed: &[String])
     }
 }
 
-fn limit_row(limit: &LimitRow, verified: &[String], allowed: &[String]) -> Row {
-    let LimitRow { name, required, remedy, .. } = limit;
+fn limit_row(limit: &LimitRow, driver: Driver, verified: &[String], allowed: &[String]) -> Row {
+    let LimitRow { name, required, .. } = limit;
+    let remedy = remedy(limit, driver);
     let bound = verified.iter().find_map(|found| found.strip_prefix(name)?.strip_prefix(':')).unwrap_or("none");
-    let none = "nothing bounds it with the process driver";
+    let none = format!("nothing bounds it with the {driver:?} driver").to_lowercase();
     match bound {
-        "none" if !required => Row::weak(name, none, *remedy),
-        "none" if allowed.iter().any(|found| found == name) => Row::weak(name, format!("{none}; allowed to be missing"), *remedy),
-        "none" => Row::missing(name, none, *remedy),
+        "none" if !required => Row::weak(name, none, remedy),
+        "none" if allowed.iter().any(|found| found == name) => Row::weak(name, format!("{none}; allowed to be missing"), remedy),
+        "none" => Row::missing(name, none, remedy),
         "watchdog" => Row::ok(name, "watchdog: can be exceeded for moments"),
         bound => Row::ok(name, bound),
     }

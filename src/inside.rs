@@ -4,10 +4,13 @@
 //! (`confine`) and becomes PID 1 (`init`): it tries what is forbidden (`selftest`, with `seccomp` and `landlock`), asks the controller over
 //! the `link` whether it may start, executes the command behind the same, writes its `output` into a capped log, keeps the lease and reports the end. `wire` has what both sides of the link share.
 //!
+//! In a container an engine has made namespaces and mounts; `contained` begins there and goes on as `init` does.
+//!
 //! It is built alone, static and without the controller's dependencies, and never reads configuration: everything comes in the launch
 //! spec. It makes no decision about agents; it only refuses to start or to go on.
 
 pub mod confine;
+mod contained;
 pub mod init;
 pub mod landlock;
 pub mod launch;
@@ -33,11 +36,18 @@ const DESCRIPTOR_MIN: i32 = 10;
 
 /// Runs `mosaic-init` with its arguments and returns the exit code.
 pub fn run() -> i32 {
-    if !std::env::args().skip(1).eq(["launch"]) {
-        eprintln!(
-            "mosaic-init is started by mosaic itself: mosaic-init launch, with a run's folder as standard input and its lock as output"
-        );
-        return EXIT_USAGE;
+    let arguments: Vec<String> = std::env::args().skip(1).take(2).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["launch"] => {}
+        ["contained"] => return contained::run(),
+        ["prove"] => return contained::prove(),
+        _ => {
+            eprintln!(
+                "mosaic-init is started by mosaic itself: mosaic-init launch, with a run's folder as standard input and its lock as output, or \
+                 mosaic-init contained, as PID 1 of a container"
+            );
+            return EXIT_USAGE;
+        }
     }
     match take_descriptors().map_err(|e| e.to_string()).and_then(|(folder, lock)| launch::run(folder, lock)) {
         Ok(()) => 0,

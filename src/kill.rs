@@ -52,8 +52,6 @@ pub struct Killer {
     pub state: PathBuf,
     /// The latch; the error is why there is none, for receipts.
     pub latch: Result<Arc<Latch>, String>,
-    /// The container engine, where one is used.
-    pub engine: Option<EnginePath>,
     /// Links and records, where there is a controller.
     pub tell: Tell,
     /// Where kills are written down.
@@ -90,7 +88,7 @@ impl Killer {
             self.note(&notes);
             keeping.push(self.keep(std::mem::take(&mut notes), found.iter().map(|t| t.folder.clone()).collect()));
             self.tell_of(&found);
-            let asking = self.ask_engine(request, &found, until);
+            let asking = self.ask_engine(request, &found, until, &mut receipts);
             let struck = strike(&found, until);
             let answer = answer_of(asking, &mut receipts.warnings);
             for (target, struck) in found.into_iter().zip(struck) {
@@ -180,9 +178,21 @@ impl Killer {
     }
 
     /// The engine's path; only where it may have something of what is meant.
-    fn ask_engine(&self, request: &KillRequest, found: &[Target], until: Instant) -> Option<std::thread::JoinHandle<Answer>> {
+    fn ask_engine(
+        &self,
+        request: &KillRequest,
+        found: &[Target],
+        until: Instant,
+        receipts: &mut Receipts,
+    ) -> Option<std::thread::JoinHandle<Answer>> {
         let contained: Vec<Target> = found.iter().filter(|target| target.driver == Driver::Docker).cloned().collect();
-        let path = self.engine.as_ref()?;
+        let path = match EnginePath::recall(&self.state) {
+            Ok(path) => path?,
+            Err(why) => {
+                receipts.unknown.extend((!receipts.unknown.contains(&why)).then_some(why));
+                return None;
+            }
+        };
         let asked = request.clone();
         let is_meant: engine::IsMeant = Arc::new(move |container| {
             let namespace = container.agent.split_once('/').map_or("", |(namespace, _)| namespace);
@@ -193,7 +203,7 @@ impl Killer {
             }
         });
         let strays = request.all || found.is_empty();
-        (strays || !contained.is_empty()).then(|| engine::begin(path, &contained, strays.then_some(is_meant), until).ok()).flatten()
+        (strays || !contained.is_empty()).then(|| engine::begin(&path, &contained, strays.then_some(is_meant), until).ok()).flatten()
     }
 
     fn write_down(&self, request: &KillRequest, receipts: &Receipts) {

@@ -1,23 +1,32 @@
-//! `trait Sandbox`: where an agent or a gate runs. One contract, several drivers (`sandbox/process.rs` is the first).
+//! `trait Sandbox`: where an agent or a gate runs. One contract, several drivers: `process` and `docker`, served side by side by `Drivers`.
 //!
 //! `ensure` makes a sandbox and grants its start; `observe` looks; `stop` is SIGKILL and a look that nothing is left; `remove` takes
 //! the rest away. All are idempotent and addressed by `RunId`. A sandbox outlives the controller: after a restart `observe` finds it
 //! again (adoption), and its lease is renewed as if nothing had been. Every run's folder carries the uid, attempt and epoch.
 //! One contract suite (`tests/it/contracts/sandbox.rs`) runs on every driver.
 
+pub mod cgroup;
+mod config;
 pub mod docker;
+mod drivers;
 pub mod folder;
 pub mod init_binary;
 pub mod kill;
 pub mod limits;
 pub mod link;
 pub mod logs;
-pub mod process;
+mod process;
+pub mod runs;
+
+pub use config::{SANDBOX_UID, SandboxConfig, SandboxIds};
+pub use drivers::Drivers;
 
 use crate::api::agent::Driver;
+use crate::api::condition::reason;
 use crate::api::names::{Epoch, RunId, Uid};
 use crate::api::validate::Limits;
 use crate::plan::observed::SandboxSeen;
+use crate::sandbox::docker::engine::EngineError;
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -62,6 +71,25 @@ pub enum SandboxError {
     /// The host lacks something that isolation needs; the text says which sysctl, package or setting would help.
     #[error("{0}")]
     Unsupported(String),
+    /// It cannot be made as it was asked for, or not now; the text says what would help.
+    #[error("{message}")]
+    Refused {
+        /// Why.
+        why: Refusal,
+        /// What was tried, on what, and what to do.
+        message: String,
+    },
+    /// The engine did not do it; unless it said no, it may still.
+    #[error("failed to {what} sandbox {run}")]
+    Engine {
+        /// Verb.
+        what: &'static str,
+        /// Which run.
+        run: RunId,
+        /// Why.
+        #[source]
+        source: EngineError,
+    },
     /// A newer attempt or epoch was seen.
     #[error("refused: {0}")]
     Fenced(String),
@@ -87,6 +115,85 @@ pub enum SandboxError {
     /// Could not look.
     #[error("failed to look at the sandboxes: {0}")]
     CannotObserve(String),
+}
+
+impl SandboxError {
+    /// Whether what was tried may still happen.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Engine { source, .. } if source.is_unknown())
+    }
+
+    /// The reason of it, as it is written into records.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Refused { why, .. } => why.reason(),
+            Self::Engine { source, .. } if source.is_unknown() => reason::ENGINE_UNAVAILABLE,
+            Self::Engine { .. }
+            | Self::Unsupported(_)
+            | Self::Fenced(_)
+            | Self::Unverified { .. }
+            | Self::Failed { .. }
+            | Self::CannotObserve(_) => reason::SANDBOX_FAILED,
+        }
+    }
+
+    /// Whether the record asks for what cannot be, so that trying again soon is of no use.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        matches!(self, Self::Refused { why, .. } if why.is_invalid())
+    }
+}
+
+/// Why a sandbox was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// This controller does not serve the driver.
+    DriverNotServed,
+    /// No engine answers.
+    EngineUnavailable,
+    /// The engine does not share our files, or not under these paths.
+    FilesNotShared,
+    /// There is no such image, here or where it would be pulled from.
+    ImageNotFound,
+    /// The registry wants a credential, or refuses the one that the engine has.
+    ImageRefused,
+    /// The image could not be pulled.
+    ImagePullFailed,
+    /// The image is for another machine.
+    ImagePlatform,
+    /// The engine has no such runtime.
+    RuntimeNotFound,
+    /// Isolation or a limit is not in force.
+    NotIsolated,
+}
+
+impl Refusal {
+    /// The reason, as it is written into records.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::DriverNotServed => reason::DRIVER_NOT_SERVED,
+            Self::EngineUnavailable => reason::ENGINE_UNAVAILABLE,
+            Self::FilesNotShared => reason::FILES_NOT_SHARED,
+            Self::ImageNotFound => reason::IMAGE_NOT_FOUND,
+            Self::ImageRefused => reason::IMAGE_REFUSED,
+            Self::ImagePullFailed => reason::IMAGE_PULL_FAILED,
+            Self::ImagePlatform => reason::IMAGE_PLATFORM,
+            Self::RuntimeNotFound => reason::RUNTIME_NOT_FOUND,
+            Self::NotIsolated => reason::NOT_ISOLATED,
+        }
+    }
+
+    /// Whether only another record, or another set-up, helps.
+    #[must_use]
+    pub fn is_invalid(self) -> bool {
+        match self {
+            Self::DriverNotServed | Self::ImageNotFound | Self::ImageRefused | Self::ImagePlatform | Self::RuntimeNotFound => true,
+            Self::EngineUnavailable | Self::FilesNotShared | Self::ImagePullFailed | Self::NotIsolated => false,
+        }
+    }
 }
 
 /// Where an agent or a gate runs.

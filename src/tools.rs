@@ -119,17 +119,24 @@ pub enum ToolsError {
 /// # Errors
 /// A named folder is missing, of no known kind, or a second one of its kind.
 pub fn resolve(extra: &[PathBuf]) -> Result<Vec<ToolRoot>, ToolsError> {
-    if extra.len() > EXTRA_ROOTS_MAX {
-        return Err(ToolsError::TooMany(extra.len()));
-    }
     // What was named comes first in PATH: it was asked for, the rest was only found.
-    let mut roots = caches::named(extra)?;
+    let mut roots = named(extra)?;
     for root in toolchains::find() {
         if !roots.iter().any(|named| named.name == root.name) {
             roots.push(root);
         }
     }
     Ok(roots)
+}
+
+/// Only what the operator named: a container has the programs of its image.
+/// # Errors
+/// As `resolve`.
+pub fn named(extra: &[PathBuf]) -> Result<Vec<ToolRoot>, ToolsError> {
+    if extra.len() > EXTRA_ROOTS_MAX {
+        return Err(ToolsError::TooMany(extra.len()));
+    }
+    caches::named(extra)
 }
 
 /// All mounts, parents before what is beneath them.
@@ -139,11 +146,17 @@ pub fn mounts(roots: &[ToolRoot]) -> Vec<ToolMount> {
     roots.iter().flat_map(|root| root.folders.iter().map(move |folder| mount(root, folder))).collect()
 }
 
-/// PATH inside a sandbox.
+/// PATH inside a sandbox that has the host's programs.
 #[must_use]
 pub fn search_path(roots: &[ToolRoot]) -> String {
-    let mut path: Vec<String> = roots.iter().flat_map(|root| &root.bin).map(|folder| folder.display().to_string()).collect();
-    path.push(SEARCH_PATH_STANDARD.to_owned());
+    let own = programs(roots);
+    if own.is_empty() { SEARCH_PATH_STANDARD.to_owned() } else { format!("{own}:{SEARCH_PATH_STANDARD}") }
+}
+
+/// The part of PATH that the tool roots are.
+#[must_use]
+pub fn programs(roots: &[ToolRoot]) -> String {
+    let path: Vec<String> = roots.iter().flat_map(|root| &root.bin).map(|folder| folder.display().to_string()).collect();
     path.join(":")
 }
 

@@ -4,6 +4,7 @@
 //! workspaces -> controller -> HTTP. Order of a clean end: HTTP stops accepting -> passes that run finish -> lease released. Sandboxes are
 //! never stopped by an end of the controller: the next start adopts them, and if none comes their lease ends them.
 
+use crate::api::agent::Driver;
 use crate::api::names::{Epoch, Secret, Uid};
 use crate::api::validate::ValidAgent;
 use crate::audit::{Audit, AuditOptions};
@@ -21,8 +22,9 @@ use crate::kill::{self, Killer};
 use crate::plan::action::Effect;
 use crate::plan::fleet::{Fleet, FleetLimits};
 use crate::sandbox::Sandbox;
+use crate::sandbox::docker::DockerConfig;
 use crate::sandbox::init_binary::find_init;
-use crate::sandbox::process::{ProcessConfig, ProcessSandbox, SandboxIds};
+use crate::sandbox::{Drivers, SandboxConfig, SandboxIds};
 use crate::server::auth::{Door, ensure_token};
 use crate::server::{LogPiece, Refusal, ServerState, serve};
 use crate::store::embedded::{EmbeddedOptions, EmbeddedStore};
@@ -207,7 +209,7 @@ fn write_server_file(state: &Path, addr: SocketAddr) -> Result<(), UpError> {
 
 /// What looks and does.
 struct Parts {
-    sandbox: Arc<ProcessSandbox>,
+    sandbox: Arc<Drivers>,
     workspaces: Arc<Workspaces>,
     notes: Vec<String>,
 }
@@ -215,35 +217,74 @@ struct Parts {
 async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>) -> Result<Parts, UpError> {
     let config = config.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let process = ProcessConfig { latch, ..process_config(&config, installation)? };
-        if !process.allow_missing.is_empty() {
-            let missing = process.allow_missing.join(", ");
+        let sandboxes = SandboxConfig { latch, ..sandbox_config(&config, installation)? };
+        if !sandboxes.allow_missing.is_empty() {
+            let missing = sandboxes.allow_missing.join(", ");
             tracing::warn!(missing, "sandboxes may start without these primitives of isolation and limits");
         }
-        let mut notes = tools::report(&process.tool_roots);
-        let sandbox = Arc::new(ProcessSandbox::open(process).map_err(part("the process sandbox"))?);
-        let workspaces = Arc::new(Workspaces::open(workspace_config(&config)).map_err(part("the workspaces"))?);
-        notes.insert(0, format!("sandboxes: process; trees: {:?}", workspaces.tree_mode()).to_lowercase());
-        Ok(Parts { sandbox, workspaces, notes })
+        let tools = tools::report(&sandboxes.tool_roots);
+        let sandbox = Drivers::open(sandboxes, docker_config(&config)?, Driver::Process).map_err(part("the sandboxes"))?;
+        let (driver, why) = choose_driver(&sandbox, config.driver, &config.sandbox_image)?;
+        sandbox.set_default(driver);
+        let tree_mode = if sandbox.docker().sees_mounts() { TreeModeWish::Auto } else { TreeModeWish::Checkout };
+        let workspaces = WorkspaceConfig { tree_mode, ..workspace_config(&config) };
+        let workspaces = Arc::new(Workspaces::open(workspaces).map_err(part("the workspaces"))?);
+        let chosen = format!("sandboxes: {driver:?}; trees: {:?}", workspaces.tree_mode()).to_lowercase();
+        let notes = [chosen].into_iter().chain(why).chain(tools).collect();
+        Ok(Parts { sandbox: Arc::new(sandbox), workspaces, notes })
     });
     opened.await.map_err(part("the sandboxes"))?
 }
 
-/// Settings of the process driver.
+/// Where agents run that ask for nothing, and what to say about that: what was asked for must work; auto takes containers where an engine
+/// has the image, else processes.
+fn choose_driver(drivers: &Drivers, wish: Driver, image: &str) -> Result<(Driver, Vec<String>), UpError> {
+    let test = |driver: Driver| drivers.test(driver).map_err(|e| crate::causes::one_line(&e));
+    let has_image = || drivers.docker().has_default_image().map_err(|e| crate::causes::one_line(&e));
+    let engine = || format!("containers: engine at {}, image {image}", drivers.docker().host());
+    let fail = |part: &'static str| move |why: String| UpError::Part { part, why };
+    if wish == Driver::Docker {
+        test(Driver::Docker).map_err(fail("the docker sandbox"))?;
+        let missing = !has_image().map_err(fail("the docker sandbox"))?;
+        let note = if missing { format!("{}, which is not there yet: it is pulled for the first agent", engine()) } else { engine() };
+        return Ok((Driver::Docker, vec![note]));
+    }
+    let mut notes = Vec::new();
+    if wish == Driver::Auto {
+        let usable = drivers.docker().look_at_engine().map_err(|e| crate::causes::one_line(&e)).and_then(|_| has_image());
+        match usable.and_then(|has| if has { test(Driver::Docker).map(|()| true) } else { Ok(false) }) {
+            Ok(true) => return Ok((Driver::Docker, vec![engine()])),
+            Ok(false) => notes.push(format!("no containers by default: the engine has no image {image}; `make image` builds it")),
+            Err(why) => notes.push(format!("no containers: {why}")),
+        }
+    }
+    test(Driver::Process).map_err(fail("the process sandbox"))?;
+    Ok((Driver::Process, notes))
+}
+
+/// Settings of the docker driver.
+/// # Errors
+/// The tool roots cannot be used.
+pub(crate) fn docker_config(config: &Config) -> Result<DockerConfig, UpError> {
+    let tool_roots = tools::named(&config.tool_roots).map_err(part("the tool roots"))?;
+    Ok(DockerConfig { image: config.sandbox_image.clone(), tool_roots, ..DockerConfig::default() })
+}
+
+/// Settings of all drivers.
 /// # Errors
 /// The tool roots or `mosaic-init` cannot be used.
-pub(crate) fn process_config(config: &Config, installation: String) -> Result<ProcessConfig, UpError> {
+pub(crate) fn sandbox_config(config: &Config, installation: String) -> Result<SandboxConfig, UpError> {
     let tool_roots = tools::resolve(&config.tool_roots).map_err(part("the tool roots"))?;
     let init = match &config.init {
         Some(path) => path.clone(),
         None => find_init().map_err(part("mosaic-init"))?,
     };
-    Ok(ProcessConfig {
+    Ok(SandboxConfig {
         ids: SandboxIds::of(config.sandbox_uid),
         allow_missing: config.allow_missing.clone(),
         tool_roots,
         lease: config.lease,
-        ..ProcessConfig::new(&config.state, installation, init)
+        ..SandboxConfig::new(&config.state, installation, init)
     })
 }
 
@@ -283,7 +324,7 @@ fn start_lane(config: &Config, parts: &Parts, ctx: &Arc<Context>) -> Result<Lane
         runs.iter().for_each(|run| sandbox.say_stop(run));
         ctx.wake_all(runs.iter().map(|run| run.uid.clone()));
     });
-    let killer = Killer { state: config.state.clone(), latch: Ok(latch), engine: None, tell, audit: Some(Arc::new(audit)) };
+    let killer = Killer { state: config.state.clone(), latch: Ok(latch), tell, audit: Some(Arc::new(audit)) };
     Lane::start(killer).map_err(part("the kill lane"))
 }
 

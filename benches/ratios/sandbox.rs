@@ -12,7 +12,7 @@ use mosaic::api::agent::Driver;
 use mosaic::api::names::{Attempt, Epoch, Role, RunId, Uid};
 use mosaic::api::validate::Limits;
 use mosaic::sandbox::init_binary::find_init;
-use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID};
+use mosaic::sandbox::{Drivers, SANDBOX_UID, SandboxConfig};
 use mosaic::sandbox::{RunSpec, Sandbox};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -40,7 +40,7 @@ pub fn measure() -> Part {
     let folder = tempfile::Builder::new().prefix("mosaic-bench-").tempdir().expect("a folder for the benches");
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("a folder that its user may enter");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let driver = runtime.block_on(async { ProcessSandbox::open(ProcessConfig::new(folder.path(), "bench", init)) });
+    let driver = runtime.block_on(async { Drivers::process(SandboxConfig::new(folder.path(), "bench", init)) });
     let driver = driver.expect("process sandboxes work here");
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     // The first of each warms up.
@@ -60,7 +60,7 @@ pub fn measure() -> Part {
     Part { figures, foot }
 }
 
-async fn start(driver: &ProcessSandbox, folder: &Path, turn: usize) -> f64 {
+async fn start(driver: &Drivers, folder: &Path, turn: usize) -> f64 {
     let tree = tree(folder, &format!("ours-{turn}"));
     let spec = RunSpec {
         run: RunId {

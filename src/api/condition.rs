@@ -127,6 +127,24 @@ pub mod reason {
     pub const LEASE_EXPIRED: &str = "LeaseExpired";
     /// The sandbox could not be made.
     pub const SANDBOX_FAILED: &str = "SandboxFailed";
+    /// This controller does not serve the driver that the spec asks for.
+    pub const DRIVER_NOT_SERVED: &str = "DriverNotServed";
+    /// The container engine does not answer.
+    pub const ENGINE_UNAVAILABLE: &str = "EngineUnavailable";
+    /// The container engine does not see the state folder where this controller does.
+    pub const FILES_NOT_SHARED: &str = "FilesNotShared";
+    /// There is no image of that name.
+    pub const IMAGE_NOT_FOUND: &str = "ImageNotFound";
+    /// The registry refuses to give the image to this engine.
+    pub const IMAGE_REFUSED: &str = "ImageRefused";
+    /// The image could not be pulled.
+    pub const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
+    /// The image is for another kind of machine.
+    pub const IMAGE_PLATFORM: &str = "ImagePlatformMismatch";
+    /// The container engine has no such runtime.
+    pub const RUNTIME_NOT_FOUND: &str = "RuntimeNotFound";
+    /// Isolation or a limit that a sandbox needs is not in force.
+    pub const NOT_ISOLATED: &str = "NotIsolated";
     /// The workspace could not be made, read or removed.
     pub const WORKSPACE_FAILED: &str = "WorkspaceFailed";
     /// A mistake of this program.

@@ -11,7 +11,7 @@ use crate::api::agent::{AgentSpec, AgentStatus, AgentType, Driver, GateProfile, 
 use crate::api::names::{AgentName, Branch, FINALIZER, GateName, Namespace, Uid};
 use crate::store::Record;
 use k8s_openapi::jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -53,7 +53,8 @@ pub enum ValidRuntime {
 }
 
 /// Limits of one sandbox. Units are in the names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Limits {
     /// CPU in thousandths of a core.
     pub cpu_millis: u32,
@@ -350,11 +351,12 @@ fn not_built(spec: &AgentSpec) -> Vec<String> {
         }
     };
     let sandbox = spec.sandbox.clone().unwrap_or_default();
-    say(matches!(sandbox.driver, Some(Driver::Docker)), "spec.sandbox.driver docker", "use process or auto");
-    say(matches!(sandbox.driver, Some(Driver::Pod)), "spec.sandbox.driver pod", "use process or auto");
-    say(sandbox.image.is_some(), "spec.sandbox.image", "the process driver uses the host's tools; leave it out");
+    let is_process = sandbox.driver == Some(Driver::Process);
+    say(matches!(sandbox.driver, Some(Driver::Pod)), "spec.sandbox.driver pod", "use docker, process or auto");
+    say(is_process && sandbox.image.is_some(), "spec.sandbox.image with driver process", "it uses the host's tools; leave one of them out");
     say(sandbox.egress.is_some_and(|e| !e.is_empty()), "spec.sandbox.egress", "agents have no network; leave it out");
-    say(sandbox.runtime_class.is_some(), "spec.sandbox.runtimeClass", "leave it out");
+    let runtime = is_process && sandbox.runtime_class.is_some();
+    say(runtime, "spec.sandbox.runtimeClass with driver process", "only a container engine has runtimes; leave one of them out");
     say(spec.budget.is_some(), "spec.budget", "it needs the model gateway; leave it out");
     sentences
 }

@@ -126,7 +126,6 @@ fn here(state: &Path, request: &KillRequest) -> Option<Receipts> {
     let killer = Killer {
         state: state.to_owned(),
         latch: Latch::open(state).map(Arc::new).map_err(|e| e.to_string()),
-        engine: None,
         tell: Arc::new(|_| ()),
         audit: audit.as_ref().ok().cloned(),
     };

@@ -426,5 +426,6 @@ fn workspace_failure(error: &WorkspaceError) -> Failure {
 }
 
 fn sandbox_failure(error: &SandboxError) -> Failure {
-    infrastructure(reason::SANDBOX_FAILED, causes::one_line(error))
+    let class = if error.is_invalid() { FailureClass::Invalid } else { FailureClass::Infrastructure };
+    Failure { class, reason: error.reason().to_owned(), message: causes::one_line(error), at: Timestamp::now() }
 }

@@ -1,6 +1,6 @@
 //! Giving up privileges, and looking from inside what is in force.
 //!
-//! `PRIMITIVES` is the one table of what a sandbox of this driver is made of: init looks at each before it asks for its grant (and tries
+//! `PRIMITIVES` is the one table of what a sandbox is made of, with a column for each driver: init looks at each before it asks for its grant (and tries
 //! is forbidden, see `selftest`), and one that is needed and does not hold ends it, unless the operator allowed that. What holds lands in the
 //! record's `isolation`; limits are in `limits`.
 
@@ -32,12 +32,28 @@ const INNER_NAMESPACES: [&str; 8] = ["user", "mnt", "pid", "net", "ipc", "uts", 
 pub struct Primitive {
     /// Its name in the record.
     pub name: &'static str,
-    /// Whether a sandbox may start where it does not hold.
-    pub need: Need,
+    /// Whether a process sandbox may start where it does not hold.
+    pub process: Need,
+    /// Whether a container may.
+    pub docker: Need,
     /// Looks whether it holds, from inside.
     pub holds: fn(&Evidence) -> bool,
     /// What helps where it is missing.
     pub help: &'static str,
+}
+
+impl Primitive {
+    /// What an engine makes only where it is set up for it.
+    const fn where_possible_in_docker(mut self) -> Self {
+        self.docker = Need::WherePossible;
+        self
+    }
+
+    /// Whether an operator can do without it, with some driver.
+    #[must_use]
+    pub fn can_be_allowed(&self) -> bool {
+        [self.process, self.docker].contains(&Need::UnlessAllowed)
+    }
 }
 
 /// How much a sandbox needs a primitive.
@@ -54,7 +70,7 @@ pub enum Need {
 /// Whether a primitive may be missing where the operator allows these.
 #[must_use]
 pub fn may_miss(name: &str, allow_missing: &[String]) -> bool {
-    let allowed = |p: &Primitive| p.name == name && p.need == Need::UnlessAllowed;
+    let allowed = |p: &Primitive| p.name == name && p.can_be_allowed();
     allow_missing.iter().any(|allowed| allowed == name) && PRIMITIVES.iter().any(allowed)
 }
 
@@ -63,7 +79,7 @@ const HELP_OWN: &str = "init sets this itself: a seccomp profile of the containe
 
 /// Everything that isolation is made of.
 pub const PRIMITIVES: &[Primitive] = &[
-    always("user-namespace", |e| e.is_new("user") && e.has_single_id(), HELP_USER_NAMESPACE),
+    always("user-namespace", |e| e.is_new("user") && e.has_single_id(), HELP_USER_NAMESPACE).where_possible_in_docker(),
     always("pid-namespace", |e| e.is_new("pid") && e.pid == 1, HELP_ROOT),
     always("mount-namespace", |e| e.is_new("mnt") && e.root_is_read_only, HELP_ROOT),
     unless_allowed("network-namespace", |e| e.is_new("net") && e.interfaces == ["lo"], HELP_ROOT),
@@ -82,12 +98,14 @@ pub const PRIMITIVES: &[Primitive] = &[
         "landlock",
         |e| e.trial.landlock,
         "it needs Linux 5.19 with CONFIG_SECURITY_LANDLOCK and `landlock` in the boot parameter lsm= (see /sys/kernel/security/lsm); a container's seccomp profile must allow its calls",
-    ),
+    )
+    .where_possible_in_docker(),
     always("init-untouchable", |e| e.trial.untouchable, "the sysctl fs.suid_dumpable must be 0 or 2, and /proc that of the sandbox"),
     unless_allowed("no-core-dumps", |e| e.core_bytes_max == Some(0), HELP_OWN),
     unless_allowed(
         "no-nested-namespaces",
-        |e| e.nested_namespaces_max == "0",
+        // In a container the filter refuses to make any.
+        |e| e.nested_namespaces_max == "0" || (e.contained && e.trial.seccomp),
         "the kernel needs CONFIG_SYSCTL, and /proc/sys must be writable where mosaic runs",
     ),
     where_possible("init-hidden", |e| e.trial.hidden),
@@ -98,15 +116,15 @@ pub const PRIMITIVES: &[Primitive] = &[
 pub const HELP_USER_NAMESPACE: &str = "the sysctls user.max_user_namespaces must be above 0 and kernel.unprivileged_userns_clone 1 where it exists; on Ubuntu kernel.apparmor_restrict_unprivileged_userns must be 0 or a profile allow it; a container's seccomp profile must allow unshare";
 
 const fn always(name: &'static str, holds: fn(&Evidence) -> bool, help: &'static str) -> Primitive {
-    Primitive { name, need: Need::Always, holds, help }
+    Primitive { name, process: Need::Always, docker: Need::Always, holds, help }
 }
 
 const fn unless_allowed(name: &'static str, holds: fn(&Evidence) -> bool, help: &'static str) -> Primitive {
-    Primitive { name, need: Need::UnlessAllowed, holds, help }
+    Primitive { name, process: Need::UnlessAllowed, docker: Need::UnlessAllowed, holds, help }
 }
 
 const fn where_possible(name: &'static str, holds: fn(&Evidence) -> bool) -> Primitive {
-    Primitive { name, need: Need::WherePossible, holds, help: "" }
+    Primitive { name, process: Need::WherePossible, docker: Need::WherePossible, holds, help: "" }
 }
 
 /// Enters a user namespace in which an ordinary user may make the other namespaces and mounts: the launcher itself is in it, and what it
@@ -172,20 +190,21 @@ pub fn drop_privileges(spec: &LaunchSpec) -> Result<(), String> {
 /// Inodes of the launcher's namespaces, to compare with.
 /// # Errors
 /// `/proc` cannot be read.
-pub fn host_namespaces() -> Result<Vec<(&'static str, u64)>, String> {
-    let look = |kind| system::namespace_of("self", kind).map(|inode| (kind, inode));
+pub fn host_namespaces() -> Result<Vec<(String, u64)>, String> {
+    let look = |kind: &str| system::namespace_of("self", kind).map(|inode| (kind.to_owned(), inode));
     NAMESPACES.into_iter().map(look).collect::<Result<_, _>>().map_err(|e| format!("failed to look at my namespaces: {e}"))
 }
 
 /// What was seen from inside.
 pub struct Evidence {
-    host: Vec<(&'static str, u64)>,
-    mine: Vec<(&'static str, u64)>,
+    host: Vec<(String, u64)>,
+    mine: Vec<(String, u64)>,
     status: String,
     uid_map: String,
     uid: u32,
     gid: u32,
     unprivileged: bool,
+    contained: bool,
     pid: i32,
     interfaces: Vec<String>,
     root_is_read_only: bool,
@@ -200,7 +219,7 @@ impl Evidence {
     /// Looks, and tries.
     /// # Errors
     /// Something could not be looked at: nothing may start.
-    pub fn collect(host: Vec<(&'static str, u64)>, spec: &LaunchSpec, confinement: &Confinement) -> Result<Self, String> {
+    pub fn collect(host: Vec<(String, u64)>, spec: &LaunchSpec, confinement: &Confinement) -> Result<Self, String> {
         let read = |path: &str| system::read_small(path).map_err(|e| format!("failed to read {path}: {e}"));
         let devices = read("/proc/net/dev")?;
         let name_of = |line: &str| line.split_once(':').map(|(name, _)| name.trim().to_owned());
@@ -213,6 +232,7 @@ impl Evidence {
             uid: spec.uid,
             gid: spec.gid,
             unprivileged: spec.unprivileged,
+            contained: spec.contained,
             pid: rustix::process::getpid().as_raw_nonzero().get(),
             interfaces: devices.lines().filter_map(name_of).collect(),
             root_is_read_only: root.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
@@ -225,7 +245,7 @@ impl Evidence {
     }
 
     fn is_new(&self, kind: &str) -> bool {
-        let find = |list: &[(&str, u64)]| list.iter().find(|(k, _)| *k == kind).map(|(_, inode)| *inode);
+        let find = |list: &[(String, u64)]| list.iter().find(|(k, _)| *k == kind).map(|(_, inode)| *inode);
         matches!((find(&self.host), find(&self.mine)), (Some(host), Some(mine)) if host != mine)
     }
 
@@ -242,7 +262,10 @@ impl Evidence {
     fn has_own_ids(&self) -> bool {
         let all = |field: &str, id: u32| self.status_field(field).split_whitespace().all(|text| text.parse() == Ok(id));
         // Groups that an ordinary user could not leave are shown as nobody's.
-        let is_nobodys = |text: &str| self.unprivileged && [Ok(self.gid), Ok(OVERFLOW_ID)].contains(&text.parse());
+        let nobody = if self.unprivileged { OVERFLOW_ID } else { self.gid };
+        // An engine names the group once more.
+        let is_own = self.unprivileged || self.contained;
+        let is_nobodys = |text: &str| is_own && [Ok(self.gid), Ok(nobody)].contains(&text.parse());
         self.uid != 0 && all("Uid", self.uid) && all("Gid", self.gid) && self.status_field("Groups").split_whitespace().all(is_nobodys)
     }
 
@@ -262,7 +285,8 @@ impl Evidence {
     /// A primitive is not in force, and the operator has not allowed that. Says what helps.
     pub fn isolation(&self, allow_missing: &[String]) -> Result<Vec<String>, String> {
         let mut names = Vec::new();
-        for Primitive { name, need, holds, help } in PRIMITIVES {
+        for Primitive { name, process, docker, holds, help } in PRIMITIVES {
+            let need = if self.contained { docker } else { process };
             let may_miss = *need == Need::WherePossible || may_miss(name, allow_missing);
             if holds(self) {
                 names.push((*name).to_owned());

@@ -35,10 +35,10 @@ const GRANT_PATIENCE_MILLIS: u64 = 5_000;
 const SECRET_BYTES: usize = 32;
 
 /// Runs the command of a confined sandbox to its end.
-pub fn run(spec: &LaunchSpec, host: Vec<(&'static str, u64)>, control: OwnedFd, log: Ring, doors: Doors) -> ExitReport {
-    let not_started = |text: String| ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0 };
+pub fn run(spec: &LaunchSpec, host: Vec<(String, u64)>, control: OwnedFd, log: Ring, doors: Doors) -> ExitReport {
+    let not_started = |text: String| ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0, counters: None };
     let prepare = || -> Result<(Vec<String>, Confinement, String, OwnedFd), String> {
-        let mut confinement = Confinement::prepare();
+        let mut confinement = Confinement::prepare(spec.contained);
         let evidence = Evidence::collect(host, spec, &confinement)?;
         let mut isolation = evidence.isolation(&spec.allow_missing)?;
         isolation.extend(spec.limits.enforced.iter().cloned());
@@ -58,7 +58,7 @@ pub fn run(spec: &LaunchSpec, host: Vec<(&'static str, u64)>, control: OwnedFd, 
         Err(text) => return not_started(text),
     };
     let granted_at = system::boot_millis();
-    let report = |cause| ExitReport { cause, duration_millis: system::boot_millis().saturating_sub(granted_at) };
+    let report = |cause| ExitReport { cause, duration_millis: system::boot_millis().saturating_sub(granted_at), counters: None };
     match execute(spec, confinement, doors) {
         Ok((child, output)) => {
             let lease = Lease::new(spec.lease_millis, granted_at, system::awake_millis());
@@ -149,10 +149,16 @@ fn link_home(spec: &LaunchSpec) {
     }
 }
 
+/// What the command gets: init's own, then the run's. In a container what the image says comes before both, and its programs after the tools.
 fn environment(spec: &LaunchSpec) -> Vec<(String, String)> {
+    let image: Vec<(String, String)> = if spec.contained { std::env::vars().collect() } else { Vec::new() };
+    let of_image = image.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_str());
+    let search_path: Vec<&str> =
+        [Some(spec.search_path.as_str()), of_image].into_iter().flatten().filter(|path| !path.is_empty()).collect();
+    let search_path = search_path.join(":");
     let own = [
         ("HOME", HOME),
-        ("PATH", spec.search_path.as_str()),
+        ("PATH", search_path.as_str()),
         ("TMPDIR", "/tmp"),
         ("LANG", "C.UTF-8"),
         ("TERM", "dumb"),
@@ -162,7 +168,9 @@ fn environment(spec: &LaunchSpec) -> Vec<(String, String)> {
         ("GIT_TERMINAL_PROMPT", "0"),
     ];
     let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-    own.chain(spec.env.iter().map(|(name, value)| (name.clone(), value.clone()))).collect()
+    let spec_own = spec.env.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let own: Vec<(String, String)> = own.chain(spec_own).collect();
+    image.into_iter().chain(own).collect()
 }
 
 struct Init {

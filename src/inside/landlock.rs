@@ -33,6 +33,9 @@ const RUN: u64 = READ | EXECUTE;
 /// Everything but devices.
 const OWN: u64 = RIGHTS[1] & !(MAKE_CHAR | MAKE_BLOCK);
 
+/// Beside `PLACES` in a container: an image may have its programs anywhere, and nothing of the host is in it.
+const PLACES_OF_IMAGE: &[(&str, u64)] = &[("/", RUN), ("/var/tmp", OWN), ("/run", OWN)];
+
 /// Places and what is allowed beneath them; those that are absent in a sandbox are passed over.
 pub const PLACES: &[(&str, u64)] = &[
     // Names only: what lies directly in the root is no secret.
@@ -89,7 +92,7 @@ pub fn has_scopes(version: u32) -> bool {
 /// Makes the set of rules from the table; the places must be mounted.
 /// # Errors
 /// Says what the kernel lacks or refused.
-pub fn prepare() -> Result<OwnedFd, String> {
+pub fn prepare(contained: bool) -> Result<OwnedFd, String> {
     let version = version().map_err(|e| format!("this kernel has no Landlock: {e}"))?;
     if version < ABI_MIN {
         return Err(format!("this kernel has Landlock version {version}, and {ABI_MIN} is needed"));
@@ -108,7 +111,7 @@ pub fn prepare() -> Result<OwnedFd, String> {
         let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0);
         OwnedFd::from_raw_fd(fd.ok_or_else(|| format!("failed to make Landlock rules: {}", io::Error::last_os_error()))?)
     };
-    for (place, allowed) in PLACES {
+    for (place, allowed) in PLACES.iter().chain(PLACES_OF_IMAGE.iter().filter(|_| contained)) {
         allow(&rules, place, allowed & rights).map_err(|e| format!("failed to allow {place} by Landlock: {e}"))?;
     }
     Ok(rules)

@@ -178,7 +178,7 @@ fn become_init(spec: LaunchSpec, prepared: Prepared, namespaces: libc::c_int, mu
     drop(inside);
     let report = match confine::drop_privileges(&spec) {
         Ok(()) => init::run(&spec, prepared.host, prepared.control, prepared.log, prepared.doors),
-        Err(text) => ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0 },
+        Err(text) => ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0, counters: None },
     };
     let bytes = serde_json::to_vec(&report).expect("a report is plain data");
     let written = (&prepared.exit).write_all(&bytes).and_then(|()| prepared.exit.sync_all());
@@ -198,7 +198,7 @@ fn name_things(namespaces: libc::c_int) -> Result<(), String> {
 
 /// What init could not open any more once it is confined.
 struct Prepared {
-    host: Vec<(&'static str, u64)>,
+    host: Vec<(String, u64)>,
     control: OwnedFd,
     log: output::Ring,
     doors: Doors,

@@ -36,6 +36,10 @@ pub struct LimitSpec {
     pub enforced: Vec<String>,
     /// Largest file that can be written.
     pub file_bytes_max: Option<u64>,
+    /// Memory that the control group of a container must have as its limit.
+    pub memory_bytes_max: Option<u64>,
+    /// Processes that the control group of a container must have as its limit.
+    pub pids_max: Option<u64>,
     /// Most processes and threads of the sandbox's user in its user namespace (kernels before 5.14 count them outside as well).
     pub processes_max: Option<u64>,
 }
@@ -88,13 +92,48 @@ impl Doors {
     }
 }
 
+/// Files of a container's own control group as it sees it, of version 1 and of version 2, and what each limit is called.
+const LIMIT_FILES: [(&str, [&str; 2]); 2] = [
+    ("memory", ["/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"]),
+    ("pids", ["/sys/fs/cgroup/pids/pids.max", "/sys/fs/cgroup/pids.max"]),
+];
+
+/// Looks from inside whether the limits of a container are in force. Where its control group is not shown, the engine's word has to do.
+/// # Errors
+/// A limit is not in force, or higher than it should be.
+pub fn check_from_inside(spec: &LimitSpec) -> Result<(), String> {
+    let wanted = [spec.memory_bytes_max, spec.pids_max];
+    for ((name, files), wanted) in LIMIT_FILES.into_iter().zip(wanted) {
+        let found = files.into_iter().find_map(|file| crate::inside::system::read_small(file).ok());
+        let (Some(found), Some(wanted)) = (found, wanted) else { continue };
+        // What is no number is no limit.
+        if found.trim().parse::<u64>().is_ok_and(|found| found <= wanted) {
+            continue;
+        }
+        return Err(format!("the limit on {name} is not in force: it is {} instead of {wanted}", found.trim()));
+    }
+    Ok(())
+}
+
 /// What the kernel counted in the control groups of a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Counters {
     /// Processes that the kernel ended because the memory was used up.
     pub oom_kills: u64,
     /// Processes and threads that the kernel refused to make.
     pub pids_refused: u64,
+}
+
+impl Counters {
+    /// What was counted since an earlier look.
+    #[must_use]
+    pub fn since(self, before: &Self) -> Self {
+        Self {
+            oom_kills: self.oom_kills.saturating_sub(before.oom_kills),
+            pids_refused: self.pids_refused.saturating_sub(before.pids_refused),
+        }
+    }
 }
 
 /// Reads the counters; what is not there counts as nothing.

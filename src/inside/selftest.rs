@@ -25,6 +25,7 @@ const UNTOUCHABLE: i32 = 1 << 4;
 pub struct Confinement {
     filter: Option<Vec<sock_filter>>,
     rules: Option<OwnedFd>,
+    contained: bool,
     /// Why there are no rules.
     pub landlock_missing: Option<String>,
 }
@@ -32,12 +33,12 @@ pub struct Confinement {
 impl Confinement {
     /// Prepares; what cannot be had is found by the trial.
     #[must_use]
-    pub fn prepare() -> Self {
-        let (rules, landlock_missing) = match landlock::prepare() {
+    pub fn prepare(contained: bool) -> Self {
+        let (rules, landlock_missing) = match landlock::prepare(contained) {
             Ok(rules) => (Some(rules), None),
             Err(text) => (None, Some(text)),
         };
-        Self { filter: Some(seccomp::sandbox_filter()), rules, landlock_missing }
+        Self { filter: Some(seccomp::sandbox_filter()), rules, contained, landlock_missing }
     }
 
     /// Leaves out what the trial found missing: what is left is what the operator does not do without.
@@ -101,7 +102,9 @@ fn attempts(confinement: &Confinement) -> i32 {
     let mut found = 0;
     let mut note = |bit: i32, holds: bool| found |= if holds { bit } else { 0 };
     note(SECCOMP, filtered && calls_are_refused());
-    note(LANDLOCK, restricted && open(landlock::FORBIDDEN_FILE) == Err(Errno::ACCESS) && open("/etc/passwd").is_ok());
+    // An image has no file that everybody may read and the rules do not allow; but one of our own that the rules let nobody write.
+    let refused = if confinement.contained { open_to("/proc/self/comm", OFlags::WRONLY) } else { open(landlock::FORBIDDEN_FILE) };
+    note(LANDLOCK, restricted && refused == Err(Errno::ACCESS) && open("/etc/hostname").is_ok());
     note(SIGNALS, rustix::process::test_kill_process(rustix::process::Pid::INIT) == Err(Errno::PERM));
     note(HIDDEN, rustix::fs::stat("/proc/1").err() == Some(Errno::NOENT));
     note(UNTOUCHABLE, INIT_FILES.iter().all(|file| open(file).is_err()));
@@ -109,7 +112,11 @@ fn attempts(confinement: &Confinement) -> i32 {
 }
 
 fn open(path: &str) -> Result<(), Errno> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(drop)
+    open_to(path, OFlags::RDONLY)
+}
+
+fn open_to(path: &str, how: OFlags) -> Result<(), Errno> {
+    rustix::fs::open(path, how | OFlags::CLOEXEC, Mode::empty()).map(drop)
 }
 
 /// Calls that succeed, or fail in another way, where there is no filter.

@@ -7,7 +7,7 @@
 //!
 //! Progress: a line on standard output `{"progress": {"fraction": 0.5, "message": "half of it"}}`; both fields are optional.
 
-use crate::inside::limits::LimitSpec;
+use crate::inside::limits::{Counters, LimitSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,6 +32,8 @@ pub const FILE_STOPPED: &str = "stopped";
 pub const FILE_LIMIT: &str = "limit.json";
 /// The engine's id and name of the container, once it has answered that it is made.
 pub const FILE_CONTAINER: &str = "container.json";
+/// Control groups that the engine made for the container; written with [`FILE_IDENTITY`].
+pub const FILE_GROUPS: &str = "groups.json";
 /// Held (OFD lock) by the launcher and by init: free means that neither of them lives.
 pub const FILE_LOCK: &str = "lock";
 /// Folder of the control socket; never visible to the agent.
@@ -44,6 +46,12 @@ pub const FOLDER_OUT: &str = "out";
 pub const FOLDER_ROOT: &str = "root";
 /// Name of the control socket.
 pub const SOCKET_CONTROL: &str = "control.sock";
+/// Name of the socket over which the init of a container gets what the launcher would have given it.
+pub const SOCKET_FILES: &str = "files.sock";
+/// Folder of the sockets as the init of a container sees it. The agent sees it as well; only init is answered there.
+pub const CONTROL_INSIDE: &str = "/mosaic/control";
+/// Program of the init of a container, as it is seen there.
+pub const INIT_INSIDE: &str = "/mosaic/init";
 /// Path of the request for a start.
 pub const PATH_GRANT: &str = "/v1/grant";
 /// Path of the renewal.
@@ -93,6 +101,9 @@ pub struct LaunchSpec {
     /// The launcher is an ordinary user and enters a user namespace first, in which it may do what root may outside.
     #[serde(default)]
     pub unprivileged: bool,
+    /// init is PID 1 of a container: an engine has made its namespaces and mounts.
+    #[serde(default)]
+    pub contained: bool,
     /// Without a renewal for so long, init ends everything.
     pub lease_millis: u64,
     /// Size of each of the tmpfs at `/tmp`, `/dev/shm` and HOME.
@@ -105,6 +116,17 @@ pub struct LaunchSpec {
     pub limits: LimitSpec,
     /// The log: a ring file that the controller has made (see `inside::output`).
     pub log: PathBuf,
+}
+
+/// What the init of a container gets over [`SOCKET_FILES`], after a header of eight bytes (its length, little-endian) that carries the
+/// descriptors of the lock, the log and the exit report.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Handover {
+    /// What to launch.
+    pub launch: LaunchSpec,
+    /// Kinds and inodes of the controller's namespaces, to compare with.
+    pub host_namespaces: Vec<(String, u64)>,
 }
 
 /// A folder of tools, mounted read-only.
@@ -161,6 +183,9 @@ pub struct ExitReport {
     pub cause: ExitCause,
     /// From the grant to the end.
     pub duration_millis: u64,
+    /// What the kernel counted, where init itself is in the control groups.
+    #[serde(default)]
+    pub counters: Option<Counters>,
 }
 
 /// The launcher's last word.

@@ -9,7 +9,10 @@ use crate::kill::targets::Target;
 use crate::sandbox::docker::engine::{Container, Engine, EngineError, Status, container_name};
 use crate::sandbox::kill::{self as process, Life};
 use futures::StreamExt;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +26,25 @@ const LIST_TIME_MAX: Duration = Duration::from_secs(2);
 /// Pause between two looks at a container.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
+/// Name of the file in the state folder that says which engine has containers of ours.
+const FILE_ENGINE: &str = "engine.json";
+
+/// What that file says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Remembered {
+    host: String,
+    installation: String,
+}
+
+/// Notes that an engine is used, before the first container is made: who kills without a controller finds it by that.
+/// # Errors
+/// The disk refuses.
+pub fn remember(state: &Path, host: &str, installation: &str) -> io::Result<()> {
+    let path = state.join(FILE_ENGINE);
+    let bytes = serde_json::to_vec(&Remembered { host: host.to_owned(), installation: installation.to_owned() })?;
+    if std::fs::read(&path).is_ok_and(|known| known == bytes) { Ok(()) } else { crate::durable::replace(&path, &bytes) }
+}
+
 /// An engine, and what of it is ours.
 #[derive(Debug, Clone)]
 pub struct EnginePath {
@@ -30,6 +52,21 @@ pub struct EnginePath {
     pub engine: Engine,
     /// Id of this installation.
     pub installation: String,
+}
+
+impl EnginePath {
+    /// The engine that this state folder uses; `None`: none was ever used.
+    /// # Errors
+    /// In words: there is one, and it cannot be told which.
+    pub fn recall(state: &Path) -> Result<Option<Self>, String> {
+        let bytes = match std::fs::read(state.join(FILE_ENGINE)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| format!("{FILE_ENGINE} cannot be read: {e}"))?,
+        };
+        let known: Remembered = serde_json::from_slice(&bytes).map_err(|e| format!("{FILE_ENGINE} cannot be read: {e}"))?;
+        let engine = Engine::connect(Some(&known.host)).map_err(|e| words(&e))?;
+        Ok(Some(Self { engine, installation: known.installation }))
+    }
 }
 
 /// What the engine says of one run.
@@ -62,7 +99,7 @@ pub type IsMeant = Arc<dyn Fn(&Container) -> bool + Send + Sync>;
 /// Begins. Without `is_meant` nobody looks for containers without a folder.
 /// # Errors
 /// No thread could be made.
-pub fn begin(path: &EnginePath, targets: &[Target], is_meant: Option<IsMeant>, until: Instant) -> std::io::Result<JoinHandle<Answer>> {
+pub fn begin(path: &EnginePath, targets: &[Target], is_meant: Option<IsMeant>, until: Instant) -> io::Result<JoinHandle<Answer>> {
     let (path, targets) = (path.clone(), targets.to_vec());
     std::thread::Builder::new().name("mosaic-kill-engine".to_owned()).spawn(move || {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Answer::default() };

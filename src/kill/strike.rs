@@ -7,8 +7,8 @@
 use crate::api::agent::Driver;
 use crate::inside::wire::Identity;
 use crate::kill::targets::Target;
+use crate::sandbox::cgroup;
 use crate::sandbox::kill::{self as process, Life};
-use crate::sandbox::process::cgroup;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
@@ -105,8 +105,8 @@ impl<'a> Hunt<'a> {
                 self.signalled.get_or_insert_with(Instant::now);
                 self.init = Some(Caught { identity, handle, namespace });
             }
-        } else if self.target.driver == Driver::Docker && !self.target.folder.is_held()? {
-            // Its pid was never seen: only the engine can tell whether there is anything.
+        } else if self.target.driver == Driver::Docker {
+            // Its pid was never seen: only the engine can tell whether there is anything. What is refused its start ends by itself.
             return Err(io::Error::other("the kernel has not shown its process here"));
         } else if self.target.folder.is_held()?
             && let Some(launcher) = self.target.launcher()?

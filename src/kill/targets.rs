@@ -110,6 +110,8 @@ fn read(path: PathBuf) -> Result<Option<Target>, String> {
         return if holds_something { Err("something runs there, and its intent cannot be read".to_owned()) } else { Ok(None) };
     };
     let container = folder.read(FILE_CONTAINER).map_err(|e| e.to_string())?;
+    let mut groups = spec.launch.limits.groups;
+    groups.extend(folder.groups().map_err(|e| e.to_string())?);
     let agent = if spec.agent.is_empty() { spec.run.uid.to_string() } else { spec.agent };
-    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups: spec.launch.limits.groups, container }))
+    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups, container }))
 }

@@ -1,4 +1,446 @@
 //! The docker driver: a sandbox is a container with `mosaic-init` as its PID 1.
+//!
+//! The engine makes and starts it; from then on it lives without the engine: init asks the controller for what it needs (`link::handover`),
+//! the kernel shows whether it lives, and a kill goes to its PID 1 directly, with the engine beside it. So an engine that is down or hangs
+//! keeps new sandboxes from starting, and nothing else. Every step is done again after a crash: the container's name is that of its run, a
+//! create that completes late makes a container that nobody starts, a start that completes late meets the start gate.
+//!
+//! What is asked of the engine is in `body`, and what it made of that is read back before the start. `host` says how the engine's host calls
+//! our files, `image` brings images, `facts` what the engine is.
+//!
+//! Starts at once: a start is a runtime's process that lays out mounts and namespaces, bound by processors; more at once than there are cores
+//! only makes each slower. Creating is the engine's own bookkeeping and is not capped.
 
+mod body;
+mod bridge;
 pub mod engine;
+pub mod facts;
+pub mod host;
+pub mod image;
 pub mod labels;
+
+use crate::api::agent::Driver;
+use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_WAIT, LaunchSpec, ToolMount, WaitReport};
+use crate::sandbox::config::SandboxConfig;
+use crate::sandbox::folder::{ContainerSpec, MadeContainer, StoredSpec, hash};
+use crate::sandbox::limits::Means;
+use crate::sandbox::runs::{LOOK_PAUSE, Maker, Run};
+use crate::sandbox::{Refusal, RunSpec, SandboxError};
+use crate::tools::{self, ToolRoot};
+use bridge::Bridge;
+use engine::{Container, ContainerState, Engine, EngineError, Status, container_name};
+use facts::Facts;
+use host::HostPaths;
+use image::FoundImage;
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// Image of sandboxes unless configured.
+pub const IMAGE_DEFAULT: &str = "mosaic-sandbox:latest";
+/// How long an engine may lag behind the kernel with a container's end.
+const LAST_WORD_PATIENCE: Duration = Duration::from_secs(2);
+/// Sandboxes that are swept at once, in one pass.
+const SWEPT_MAX: usize = 256;
+
+/// Settings of the docker driver.
+#[derive(Debug, Clone)]
+pub struct DockerConfig {
+    /// Address of the engine; `None`: as the `docker` program finds it.
+    pub host: Option<String>,
+    /// Image of runs that name none.
+    pub image: String,
+    /// Folders of tools that every container sees, read-only: those that the operator named.
+    pub tool_roots: Vec<ToolRoot>,
+    /// Most starts at once.
+    pub starts_max: usize,
+}
+
+impl Default for DockerConfig {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Self { host: None, image: IMAGE_DEFAULT.to_owned(), tool_roots: Vec::new(), starts_max: cores.max(2) }
+    }
+}
+
+/// What to say of an engine that does not see a path of ours.
+#[must_use]
+pub fn not_shared(host: &str, path: &Path) -> String {
+    format!(
+        "the engine at {host} does not see {} as this controller does: it must run on this machine without remapped ids; in a container, mount \
+         the state folder at the same path on both sides",
+        path.display()
+    )
+}
+
+/// The docker driver's part of all runs.
+pub struct Docker {
+    config: Arc<SandboxConfig>,
+    docker: DockerConfig,
+    /// A client; or why there can be none.
+    engine: Result<Engine, String>,
+    bridge: Bridge,
+    starts: Arc<Semaphore>,
+    /// What the engine is, once it was asked.
+    known: Mutex<Option<Arc<Known>>>,
+    sees_mounts: AtomicBool,
+}
+
+/// What was found out about the engine, and prepared for it.
+struct Known {
+    facts: Facts,
+    paths: HostPaths,
+    /// The copy of init that containers see.
+    init: PathBuf,
+}
+
+impl Docker {
+    /// Opens a client; asks nothing yet.
+    pub(crate) fn new(config: Arc<SandboxConfig>, docker: DockerConfig) -> io::Result<Self> {
+        let engine = Engine::connect(docker.host.as_deref()).map_err(|e| crate::causes::one_line(&e));
+        let starts = Arc::new(Semaphore::new(docker.starts_max));
+        let (known, sees_mounts) = (Mutex::default(), AtomicBool::new(true));
+        Ok(Self { config, docker, engine, bridge: Bridge::new()?, starts, known, sees_mounts })
+    }
+
+    /// The client.
+    /// # Errors
+    /// `EngineUnavailable`: its address cannot be used.
+    pub fn engine(&self) -> Result<&Engine, SandboxError> {
+        self.engine.as_ref().map_err(|why| SandboxError::Refused { why: Refusal::EngineUnavailable, message: why.clone() })
+    }
+
+    /// Where the engine is.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.engine.as_ref().map_or("", Engine::host)
+    }
+
+    /// Whether containers see what we mount; true until something else was seen.
+    #[must_use]
+    pub fn sees_mounts(&self) -> bool {
+        self.sees_mounts.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_sees_mounts(&self, sees: bool) {
+        self.sees_mounts.store(sees, Ordering::SeqCst);
+    }
+
+    /// Asks the engine what it is, unless that is known, and prepares for it.
+    /// # Errors
+    /// It does not answer, or cannot be used; says what helps.
+    pub fn look_at_engine(&self) -> Result<Facts, SandboxError> {
+        if let Some(known) = self.known().as_ref() {
+            return Ok(known.facts.clone());
+        }
+        let engine = self.engine()?.clone();
+        let unavailable = |e: EngineError| SandboxError::Refused { why: Refusal::EngineUnavailable, message: crate::causes::one_line(&e) };
+        let asking = engine.clone();
+        let (version, info) = self.bridge.wait(async move { asking.about().await }).map_err(unavailable)?;
+        let facts = Facts::of(version, info);
+        if let Some(message) = facts.refusal(engine.host()) {
+            return Err(SandboxError::Refused { why: Refusal::FilesNotShared, message });
+        }
+        let paths = match host::own_container() {
+            Some(id) => {
+                let own = self.bridge.wait(async move { engine.inspect(&id).await }).map_err(unavailable)?;
+                HostPaths::of_container(own.and_then(|own| own.mounts).unwrap_or_default())
+            }
+            None => HostPaths::same(),
+        };
+        let cannot = |e: io::Error| SandboxError::Unsupported(format!("failed to prepare mosaic-init for containers: {e}"));
+        let init = self.place_init().map_err(cannot)?;
+        if paths.of(&init).is_none() {
+            let message = not_shared(self.host(), &self.config.state);
+            return Err(SandboxError::Refused { why: Refusal::FilesNotShared, message });
+        }
+        self.check_tools()?;
+        *self.known() = Some(Arc::new(Known { facts: facts.clone(), paths, init }));
+        Ok(facts)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Arc<Known>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn must_know(&self) -> Result<Arc<Known>, SandboxError> {
+        self.look_at_engine()?;
+        let known = self.known().clone();
+        known.ok_or_else(|| SandboxError::Unsupported("the engine was not looked at".to_owned()))
+    }
+
+    /// Copies init to where containers can see it, by digest: a newer mosaic leaves alone what runs.
+    fn place_init(&self) -> io::Result<PathBuf> {
+        let bytes = fs::read(&self.config.init)?;
+        let folder = self.config.state.join("init").join(hash(&bytes));
+        DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
+        for (name, content, mode) in [
+            ("mosaic-init", bytes.as_slice(), 0o111),
+            ("passwd", body::passwd(&self.config.ids).as_bytes(), 0o444),
+            ("group", body::group(&self.config.ids).as_bytes(), 0o444),
+        ] {
+            let path = folder.join(name);
+            crate::durable::replace(&path, content)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(folder.join("mosaic-init"))
+    }
+
+    /// The real path of the engine's socket.
+    fn socket(&self) -> Option<PathBuf> {
+        fs::canonicalize(self.engine.as_ref().ok()?.socket()?).ok()
+    }
+
+    /// No tool root may lead to the engine: who reaches its socket owns the host.
+    fn check_tools(&self) -> Result<(), SandboxError> {
+        let Some(socket) = self.socket() else { return Ok(()) };
+        let leads_there = |mount: &tools::ToolMount| fs::canonicalize(&mount.host).is_ok_and(|host| socket.starts_with(host));
+        match tools::mounts(&self.docker.tool_roots).iter().find(|mount| leads_there(mount)) {
+            None => Ok(()),
+            Some(mount) => Err(SandboxError::Unsupported(format!(
+                "cannot show {} to containers: the engine's socket {} is in it",
+                mount.host.display(),
+                socket.display()
+            ))),
+        }
+    }
+
+    /// Whether the image of runs that name none is there.
+    /// # Errors
+    /// The engine does not answer.
+    pub fn has_default_image(&self) -> Result<bool, SandboxError> {
+        let (engine, image) = (self.engine()?.clone(), self.docker.image.clone());
+        let Ok(name) = image::check_name(&image) else { return Ok(false) };
+        let found = self.bridge.wait(async move { engine.image(&name).await });
+        found.map(|found| found.is_some()).map_err(|e| image::failure(&image, &e))
+    }
+
+    /// Finds an image, pulling it if it is not there; `is_over` breaks a pull off.
+    pub(crate) fn provide(&self, image: &str, is_over: &dyn Fn() -> bool) -> Result<FoundImage, SandboxError> {
+        let machine = self.must_know()?.facts.machine();
+        image::provide(&self.bridge, self.engine()?.clone(), image, &machine, is_over)
+    }
+
+    /// What the engine says of a run's container; `None`: there is none.
+    fn look(&self, run: &Run) -> Result<Option<ContainerState>, SandboxError> {
+        let (engine, name) = (self.engine()?.clone(), container_name(&self.config.installation, &run.id));
+        self.bridge.wait(async move { engine.state(&name).await }).map_err(engine_failed(run, "look at"))
+    }
+
+    /// Makes the container of a run, unless it is there, and remembers that.
+    fn make(&self, run: &Run, spec: &StoredSpec) -> Result<MadeContainer, SandboxError> {
+        let known = self.must_know()?;
+        let name = container_name(&self.config.installation, &run.id);
+        let wish = spec.container.clone().ok_or_else(|| SandboxError::Unsupported("the intent names no image".to_owned()))?;
+        let image = self.provide(&wish.image, &|| run.folder.is_stopped().unwrap_or(false))?;
+        let socket = self.socket();
+        let (paths, init, host) = (&known.paths, &known.init, self.host());
+        let wanted = body::Plan { config: &self.config, paths, init, run, spec, image: &image, wish: &wish, host, socket }.body()?;
+        let (engine, body, asked) = (self.engine()?.clone(), wanted.clone(), name.clone());
+        let made = self.bridge.wait(async move { engine.create(&asked, body).await });
+        let id = match made {
+            Ok(id) => id,
+            // One of an earlier try, or a late one.
+            Err(e) if e.status() == Some(409) => self.look(run)?.map(|state| state.id).ok_or_else(|| engine_failed(run, "make")(e))?,
+            Err(e) => return Err(self.refusal_of(run, &wish, e)),
+        };
+        let made = MadeContainer { id, name };
+        run.folder.write(FILE_CONTAINER, &made).map_err(crate::sandbox::runs::failed(&run.id, "make"))?;
+        let (engine, id) = (self.engine()?.clone(), made.id.clone());
+        let seen = self.bridge.wait(async move { engine.inspect(&id).await }).map_err(engine_failed(run, "look at"))?;
+        let problems = seen.as_ref().map_or_else(|| vec!["it is gone".to_owned()], |seen| body::differences(&wanted, seen));
+        if problems.is_empty() {
+            return Ok(made);
+        }
+        let message = format!("the engine at {} did not make the container as it was asked to: {}", self.host(), problems.join("; "));
+        Err(SandboxError::Refused { why: Refusal::NotIsolated, message })
+    }
+
+    /// What a refusal to create or start means.
+    fn refusal_of(&self, run: &Run, wish: &ContainerSpec, error: EngineError) -> SandboxError {
+        let EngineError::Refused { message, .. } = &error else { return engine_failed(run, "make")(error) };
+        let text = message.to_lowercase();
+        let why = if text.contains("no such image") {
+            Refusal::ImageNotFound
+        } else if text.contains("runtime") && wish.runtime.is_some() {
+            Refusal::RuntimeNotFound
+        } else if text.contains("bind source path does not exist") {
+            let message = format!("{} ({message})", not_shared(self.host(), &self.config.state));
+            return SandboxError::Refused { why: Refusal::FilesNotShared, message };
+        } else {
+            return engine_failed(run, "make")(error);
+        };
+        SandboxError::Refused { why, message: crate::causes::one_line(&error) }
+    }
+
+    fn start_made(&self, run: &Run, wish: &ContainerSpec, made: &MadeContainer) -> Result<(), SandboxError> {
+        let (engine, id, starts) = (self.engine()?.clone(), made.id.clone(), self.starts.clone());
+        let folder = run.folder.clone();
+        let started = self.bridge.wait(async move {
+            let _place = starts.acquire().await;
+            // Whoever was stopped while it waited for its turn is not started any more.
+            if folder.is_stopped().unwrap_or(false) { Ok(()) } else { engine.start(&id).await }
+        });
+        started.map_err(|e| self.refusal_of(run, wish, e))
+    }
+}
+
+fn engine_failed(run: &Run, what: &'static str) -> impl FnOnce(EngineError) -> SandboxError {
+    let run = run.id.clone();
+    move |source| SandboxError::Engine { what, run, source }
+}
+
+impl Maker for Docker {
+    fn driver(&self) -> Driver {
+        Driver::Docker
+    }
+
+    fn means(&self) -> Means {
+        self.known().as_ref().map_or(facts::MEANS_UNKNOWN, |known| known.facts.means())
+    }
+
+    fn check(&self, run: &Run, spec: &RunSpec) -> Result<(), SandboxError> {
+        let facts = self.look_at_engine()?;
+        facts.check_runtime(spec.runtime_class.as_deref(), self.host())?;
+        let image = spec.image.as_deref().unwrap_or(&self.docker.image);
+        self.provide(image, &|| run.folder.is_stopped().unwrap_or(false)).map(drop)
+    }
+
+    fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec) -> Option<ContainerSpec> {
+        let roots = &self.docker.tool_roots;
+        launch.contained = true;
+        launch.tools = tools::mounts(roots).into_iter().map(|mount| ToolMount { host: mount.host, inside: mount.inside }).collect();
+        launch.home_links = roots.iter().flat_map(|root| root.home_links.clone()).collect();
+        launch.search_path = tools::programs(roots);
+        launch.env = tools::environment(roots);
+        launch.env.extend(spec.env.clone());
+        launch.limits.memory_bytes_max = Some(spec.limits.memory_bytes);
+        launch.limits.pids_max = Some(u64::from(spec.limits.pids_max) + body::PIDS_OF_INIT);
+        let image = spec.image.clone().unwrap_or_else(|| self.docker.image.clone());
+        Some(ContainerSpec { image, runtime: spec.runtime_class.clone() })
+    }
+
+    fn start(&self, run: &Run, spec: &StoredSpec, lock: File) -> Result<(), SandboxError> {
+        // The link has it as well, and hands it over.
+        drop(lock);
+        let stopped = || run.folder.is_stopped().map_err(crate::sandbox::runs::failed(&run.id, "look at"));
+        if stopped()? {
+            return Ok(());
+        }
+        let remembered = crate::kill::engine::remember(&self.config.state, self.host(), &self.config.installation);
+        remembered.map_err(crate::sandbox::runs::failed(&run.id, "note the engine of"))?;
+        let made = self.make(run, spec)?;
+        let wish = spec.container.clone().unwrap_or_else(|| ContainerSpec { image: self.docker.image.clone(), runtime: None });
+        if stopped()? { Ok(()) } else { self.start_made(run, &wish, &made) }
+    }
+
+    fn is_unfinished(&self, run: &Run) -> io::Result<bool> {
+        Ok(run.identity()?.is_none()
+            && run.session()?.is_none()
+            && run.folder.read::<WaitReport>(FILE_WAIT)?.is_none()
+            && !run.folder.is_stopped()?
+            && !run.folder.is_held()?)
+    }
+
+    fn may_come(&self, run: &Run) -> io::Result<bool> {
+        if run.folder.read::<WaitReport>(FILE_WAIT)?.is_some() {
+            return Ok(false);
+        }
+        if run.is_being_made() {
+            return Ok(true);
+        }
+        let state = self.look(run).map_err(|e| io::Error::other(crate::causes::one_line(&e)))?;
+        let stopped = run.folder.is_stopped()?;
+        Ok(match state.map(|state| state.status) {
+            None | Some(Status::Exited | Status::Removing) => false,
+            // Nobody starts it any more.
+            Some(Status::Created) => !stopped,
+            Some(Status::Running | Status::Paused) => true,
+        })
+    }
+
+    fn last_word(&self, run: &Run, report: Option<&ExitReport>) -> io::Result<Option<WaitReport>> {
+        if let Some(known) = run.folder.read::<WaitReport>(FILE_WAIT)? {
+            return Ok(Some(known));
+        }
+        let until = Instant::now() + LAST_WORD_PATIENCE;
+        loop {
+            // An engine that does not answer has no word; the kernel has shown the end.
+            let state = match self.look(run) {
+                Ok(Some(state)) => state,
+                Ok(None) | Err(_) => return Ok(None),
+            };
+            if let Some(code) = state.exit_code {
+                let word = WaitReport {
+                    failed: (!state.error.is_empty()).then_some(state.error),
+                    status: Some(status_of(code)),
+                    oom_kills: u64::from(state.oom_killed),
+                    ..WaitReport::default()
+                };
+                run.folder.write(FILE_WAIT, &word)?;
+                return Ok(Some(word));
+            }
+            // init's own word is good enough to go on with; without it the engine's is waited for.
+            if report.is_some() || state.status == Status::Created || Instant::now() >= until {
+                return Ok(None);
+            }
+            std::thread::sleep(LOOK_PAUSE * 4);
+        }
+    }
+
+    fn strike(&self, run: &Run) {
+        let Ok(engine) = self.engine() else { return };
+        let (engine, name) = (engine.clone(), container_name(&self.config.installation, &run.id));
+        self.bridge.begin(async move {
+            if let Err(error) = engine.kill(&name).await {
+                tracing::debug!(name, error = %crate::causes::one_line(&error), "the engine did not kill");
+            }
+        });
+    }
+
+    fn kill_starter(&self, _run: &Run, _init_gone_for: Option<Duration>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn clear(&self, run: &Run) -> io::Result<()> {
+        let failed = |e: SandboxError| io::Error::other(crate::causes::one_line(&e));
+        let (engine, name) = (self.engine().map_err(failed)?.clone(), container_name(&self.config.installation, &run.id));
+        self.bridge.wait(async move { engine.remove(&name).await }).map_err(engine_failed(run, "remove")).map_err(failed)
+    }
+
+    fn sweep(&self, known: &dyn Fn() -> BTreeSet<String>) -> io::Result<()> {
+        // Asked of an engine that was never used, it would only make every controller without one wait.
+        let Ok(engine) = self.engine() else { return Ok(()) };
+        if engine.socket().is_some_and(|socket| !Path::new(socket).exists()) {
+            return Ok(());
+        }
+        let failed = |e: EngineError| io::Error::other(crate::causes::one_line(&e));
+        let (asked, installation) = (engine.clone(), self.config.installation.clone());
+        let home = labels::home(&self.config.state);
+        let found = self.bridge.wait(async move { asked.ours(&installation).await }).map_err(failed)?;
+        let mut ours = found.into_iter().filter(|container| container.home == home).peekable();
+        if ours.peek().is_none() {
+            return Ok(());
+        }
+        // After the look: who makes a container is known before.
+        let known = known();
+        let strays: Vec<Container> = ours.filter(|c| !known.contains(&crate::sandbox::folder::short(&c.run))).take(SWEPT_MAX).collect();
+        for stray in strays {
+            tracing::info!(name = stray.name, agent = stray.agent, run = %stray.run, "removing a container that belongs to no run");
+            let engine = engine.clone();
+            self.bridge.wait(async move { engine.remove(&stray.id).await }).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// A wait status from the exit code that an engine tells: 128 and more are signals.
+fn status_of(code: i32) -> i32 {
+    if code > 128 { code - 128 } else { code << 8 }
+}

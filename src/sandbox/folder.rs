@@ -4,10 +4,11 @@
 
 use crate::api::agent::Driver;
 use crate::api::names::{Epoch, RunId, Uid};
+use crate::api::validate::Limits;
 use crate::durable;
 use crate::inside::system;
 use crate::inside::wire::{self, Identity, LaunchSpec};
-use crate::sandbox::process::watchdog::WatchSpec;
+use crate::sandbox::runs::watchdog::WatchSpec;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -41,11 +42,22 @@ pub struct StoredSpec {
     /// What is watched while it runs.
     #[serde(default)]
     pub watch: WatchSpec,
+    /// Limits that were asked for.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What the engine is asked for, where there is one.
+    #[serde(default)]
+    pub container: Option<ContainerSpec>,
 }
 
-/// What made runs before there was a choice.
-fn driver_before() -> Driver {
-    Driver::Process
+/// What an engine is asked for beyond what init is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerSpec {
+    /// Image, by name.
+    pub image: String,
+    /// Runtime; `None`: the engine's default.
+    pub runtime: Option<String>,
 }
 
 /// What `container.json` holds: the engine has answered the create.
@@ -55,6 +67,11 @@ pub struct MadeContainer {
     pub id: String,
     /// Name.
     pub name: String,
+}
+
+/// What made runs before there was a choice.
+fn driver_before() -> Driver {
+    Driver::Process
 }
 
 /// What the controller keeps of a granted run.
@@ -160,6 +177,14 @@ impl RunFolder {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }
+    }
+
+    /// Control groups of its processes, as they were found when they had begun.
+    /// # Errors
+    /// Could not look.
+    pub fn groups(&self) -> io::Result<Vec<PathBuf>> {
+        let found: Option<Vec<PathBuf>> = self.read(wire::FILE_GROUPS)?;
+        Ok(found.unwrap_or_default())
     }
 
     /// Identity of init, once it is written.

@@ -50,26 +50,29 @@ pub struct LimitRow {
     pub required: bool,
     /// What bounds it with the process driver.
     pub process: fn(&Means) -> Bound,
-    /// What would help where nothing does.
+    /// What bounds it with the docker driver.
+    pub docker: fn(&Means) -> Bound,
+    /// What would help where nothing does, with the process driver.
     pub remedy: &'static str,
 }
 
 const REMEDY_GROUPS: &str = "mount the control groups at /sys/fs/cgroup with the controllers memory, pids and cpu, and let mosaic write there \
     (in a systemd service: Delegate=yes, DelegateSubgroup=mosaic-controller and KillMode=process; in a container: a writable /sys/fs/cgroup)";
+const REMEDY_ENGINE: &str = "the engine's host needs the control groups for it (`docker info` warns of what is missing)";
 const REMEDY_NONE: &str = "nothing: every host of this driver has it";
 
 /// Every limit.
 pub const LIMITS: &[LimitRow] = &[
-    LimitRow { name: "memory", required: true, process: |means| means.memory, remedy: REMEDY_GROUPS },
-    LimitRow { name: "pids", required: true, process: |means| means.pids, remedy: REMEDY_GROUPS },
-    LimitRow { name: "cpu", required: false, process: |means| means.cpu, remedy: REMEDY_GROUPS },
-    LimitRow { name: "disk", required: false, process: |_| Bound::Watchdog, remedy: REMEDY_NONE },
-    LimitRow { name: "inodes", required: false, process: |_| Bound::Watchdog, remedy: REMEDY_NONE },
-    LimitRow { name: "tmp", required: false, process: |_| Bound::Kernel, remedy: REMEDY_NONE },
-    LimitRow { name: "file-size", required: false, process: |_| Bound::Kernel, remedy: REMEDY_NONE },
-    LimitRow { name: "open-files", required: false, process: |_| Bound::Kernel, remedy: REMEDY_NONE },
-    LimitRow { name: "core-dumps", required: false, process: |_| Bound::Kernel, remedy: REMEDY_NONE },
-    LimitRow { name: "output", required: false, process: |_| Bound::Init, remedy: REMEDY_NONE },
+    LimitRow { name: "memory", required: true, process: |means| means.memory, docker: |means| means.memory, remedy: REMEDY_GROUPS },
+    LimitRow { name: "pids", required: true, process: |means| means.pids, docker: |means| means.pids, remedy: REMEDY_GROUPS },
+    LimitRow { name: "cpu", required: false, process: |means| means.cpu, docker: |means| means.cpu, remedy: REMEDY_GROUPS },
+    LimitRow { name: "disk", required: false, process: |_| Bound::Watchdog, docker: |_| Bound::Watchdog, remedy: REMEDY_NONE },
+    LimitRow { name: "inodes", required: false, process: |_| Bound::Watchdog, docker: |_| Bound::Watchdog, remedy: REMEDY_NONE },
+    LimitRow { name: "tmp", required: false, process: |_| Bound::Kernel, docker: |_| Bound::Kernel, remedy: REMEDY_NONE },
+    LimitRow { name: "file-size", required: false, process: |_| Bound::Kernel, docker: |_| Bound::Kernel, remedy: REMEDY_NONE },
+    LimitRow { name: "open-files", required: false, process: |_| Bound::Kernel, docker: |_| Bound::Kernel, remedy: REMEDY_NONE },
+    LimitRow { name: "core-dumps", required: false, process: |_| Bound::Kernel, docker: |_| Bound::Kernel, remedy: REMEDY_NONE },
+    LimitRow { name: "output", required: false, process: |_| Bound::Init, docker: |_| Bound::Init, remedy: REMEDY_NONE },
 ];
 
 /// What bounds a limit with a driver; drivers that are not built bound nothing.
@@ -77,7 +80,17 @@ pub const LIMITS: &[LimitRow] = &[
 pub fn bound(limit: &LimitRow, driver: Driver, means: &Means) -> Bound {
     match driver {
         Driver::Process => (limit.process)(means),
-        Driver::Auto | Driver::Docker | Driver::Pod => Bound::None,
+        Driver::Docker => (limit.docker)(means),
+        Driver::Auto | Driver::Pod => Bound::None,
+    }
+}
+
+/// What would help where nothing bounds a limit with a driver.
+#[must_use]
+pub fn remedy(limit: &LimitRow, driver: Driver) -> &'static str {
+    match driver {
+        Driver::Docker if limit.required || limit.remedy == REMEDY_GROUPS => REMEDY_ENGINE,
+        Driver::Docker | Driver::Process | Driver::Auto | Driver::Pod => limit.remedy,
     }
 }
 
@@ -93,7 +106,7 @@ pub fn refusals(driver: Driver, means: &Means, allow_missing: &[String]) -> Vec<
     let is_missing = |limit: &&LimitRow| limit.required && bound(limit, driver, means) == Bound::None;
     let is_allowed = |limit: &&LimitRow| allow_missing.iter().any(|name| name == limit.name);
     let sentence = |limit: &LimitRow| {
-        let LimitRow { name, remedy, .. } = limit;
+        let (name, remedy) = (limit.name, remedy(limit, driver));
         format!("nothing here can bound the {name} of an agent; {remedy}, or start with --allow-missing {name} if you trust all agents")
     };
     LIMITS.iter().filter(is_missing).filter(|limit| !is_allowed(limit)).map(sentence).collect()

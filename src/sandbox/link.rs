@@ -4,16 +4,22 @@
 //! reconcile pool, the store or a lock of theirs. Only runs that this server was told of are answered; a tombstone in the run's folder
 //! is the end of its grant, so that a start which completes late is harmless. Nothing else that comes over the link is believed.
 //!
+//! A container has its sockets where the agent sees them: there only init is served, by the kernel's word on who is at the other end, and who
+//! knocks in vain is kept from filling the line. What the init of a container needs to begin is in `handover`.
+//!
 //! It decides nothing about agents: who may run was decided when the intent was written.
+
+mod handover;
 
 use crate::api::names::{Epoch, RunId, Uid};
 use crate::inside::wire::{
     FILE_SESSION, FILE_SPEC, FOLDER_CONTROL, GrantAnswer, GrantRequest, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, SOCKET_CONTROL,
-    Word, hold_millis,
+    SOCKET_FILES, Word, hold_millis,
 };
 use crate::kill::latch::Latch;
 use crate::sandbox::folder::{RunFolder, Session, StoredSpec, hash};
 use crate::sandbox::kill::{self, Life};
+use handover::Door;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -28,7 +34,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use subtle::ConstantTimeEq;
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
@@ -45,6 +51,10 @@ const CHANGES_KEPT: usize = 1024;
 const LAST_WORD_PATIENCE: Duration = Duration::from_secs(1);
 /// Pause between two looks for it.
 const LAST_WORD_PAUSE: Duration = Duration::from_millis(1);
+/// Pause between two looks at a lock where the kernel shows no process.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after somebody knocked who is not init.
+const KNOCK_PAUSE: Duration = Duration::from_millis(1);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -63,6 +73,15 @@ struct Shared {
     runs: Mutex<BTreeMap<RunId, Arc<RunLink>>>,
 }
 
+/// Whose init it is that asks.
+pub enum Origin {
+    /// A launcher's, which writes its identity and gives it everything.
+    Launched,
+    /// A container's, which is handed everything over; with the run's lock, which is kept until it takes it. `None`: it is taken when it comes,
+    /// unless it has come already.
+    Contained(Option<File>),
+}
+
 /// The link of one run.
 struct RunLink {
     run: RunId,
@@ -73,6 +92,10 @@ struct RunLink {
     folder: RunFolder,
     word: watch::Sender<Word>,
     secret_hash: Mutex<Option<String>>,
+    /// Process id of the init of a container, once it is known.
+    init: OnceLock<i32>,
+    /// Of a container: its init is handed over what it needs, and nobody else is served.
+    door: Option<Door>,
     started: Mutex<bool>,
     has_started: Condvar,
     /// Ends the tasks of this run.
@@ -111,26 +134,41 @@ impl LinkServer {
         self.shared.epoch.fetch_max(epoch.0, Ordering::SeqCst);
     }
 
-    /// Binds the control socket of a run, anew if there was one, and serves it.
+    /// Binds the sockets of a run, anew if there were some, and serves them.
     /// # Errors
-    /// The socket cannot be bound.
-    pub fn serve(&self, run: &RunId, epoch: Epoch, lease_millis: u64, folder: &RunFolder) -> io::Result<()> {
-        let listener = bind(folder)?;
+    /// A socket cannot be bound.
+    pub fn serve(&self, run: &RunId, epoch: Epoch, lease_millis: u64, folder: &RunFolder, origin: Origin) -> io::Result<()> {
+        let listener = bind(folder, SOCKET_CONTROL)?;
+        let lock = match origin {
+            Origin::Launched => None,
+            Origin::Contained(lock) => Some(lock),
+        };
+        // Who holds the lock already has got everything.
+        let waits = lock.as_ref().is_some_and(Option::is_some) || (lock.is_some() && !folder.is_held()?);
+        let files = if waits { Some(bind(folder, SOCKET_FILES)?) } else { None };
         let link = Arc::new(RunLink {
             run: run.clone(),
             latch: self.shared.latch.clone(),
             epoch,
             hold: Duration::from_millis(hold_millis(lease_millis)),
             folder: folder.clone(),
+            init: OnceLock::new(),
+            door: lock.map(Door::new),
             word: watch::Sender::new(Word::Renew),
             secret_hash: Mutex::default(),
             started: Mutex::new(false),
             has_started: Condvar::new(),
             quit: watch::Sender::new(false),
         });
-        self.shared.runs().insert(run.clone(), link.clone());
+        let before = self.shared.runs().insert(run.clone(), link.clone());
+        if let Some(before) = before {
+            before.quit.send_replace(true);
+        }
         self.runtime.spawn(accept(self.shared.clone(), link.clone(), listener));
-        if folder.identity()?.is_some() {
+        if let Some(files) = files {
+            self.runtime.spawn(accept_files(link.clone(), files));
+        }
+        if folder.identity()?.is_some() || link.is_hidden().unwrap_or(false) {
             self.runtime.spawn(watch_end(self.shared.clone(), link));
         }
         Ok(())
@@ -152,10 +190,20 @@ impl LinkServer {
         }
     }
 
+    /// Nothing of a container came, and nothing will: its lock is free again.
+    pub fn let_go(&self, run: &RunId) {
+        if let Some(door) = self.shared.runs().get(run).and_then(|link| link.door.as_ref()) {
+            door.close();
+        }
+    }
+
     /// Serves a run no longer.
     pub fn forget(&self, run: &RunId) {
         if let Some(link) = self.shared.runs().remove(run) {
             link.quit.send_replace(true);
+            if let Some(door) = &link.door {
+                door.close();
+            }
         }
     }
 }
@@ -181,7 +229,7 @@ impl Shared {
 }
 
 /// Binds through a descriptor of the folder: the path of a socket may have 108 bytes only.
-fn bind(folder: &RunFolder) -> io::Result<UnixListener> {
+fn bind(folder: &RunFolder, name: &str) -> io::Result<UnixListener> {
     let control = File::open(folder.path().join(FOLDER_CONTROL))?;
     let path = |name: &str| format!("/proc/self/fd/{}/{name}", control.as_raw_fd());
     let temporary = path("new.sock");
@@ -193,7 +241,7 @@ fn bind(folder: &RunFolder) -> io::Result<UnixListener> {
     listener.set_nonblocking(true)?;
     // init connects as the sandbox's user; nobody else passes the folders above.
     std::fs::set_permissions(&temporary, Permissions::from_mode(0o666))?;
-    std::fs::rename(&temporary, path(SOCKET_CONTROL))?;
+    std::fs::rename(&temporary, path(name))?;
     Ok(listener)
 }
 
@@ -210,8 +258,13 @@ async fn accept(shared: Arc<Shared>, link: Arc<RunLink>, listener: UnixListener)
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        let pid = pid_of(&stream);
+        if !link.serves(pid) {
+            drop(stream);
+            tokio::time::sleep(KNOCK_PAUSE).await;
+            continue;
+        }
         let Ok(permit) = connections.clone().try_acquire_owned() else { continue };
-        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
         let (shared, link) = (shared.clone(), link.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| answer(shared.clone(), link.clone(), pid, request));
@@ -221,6 +274,39 @@ async fn accept(shared: Arc<Shared>, link: Arc<RunLink>, listener: UnixListener)
             let _ = server.serve_connection(TokioIo::new(stream), service).await;
             drop(permit);
         });
+    }
+}
+
+/// Who is at the other end; `None`: nobody whom the kernel shows here.
+fn pid_of(stream: &tokio::net::UnixStream) -> Option<i32> {
+    stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0)
+}
+
+/// Hands the files of a container's run over, one try at a time, until init has them.
+async fn accept_files(link: Arc<RunLink>, listener: UnixListener) {
+    let Ok(listener) = tokio::net::UnixListener::from_std(listener) else { return };
+    let mut quit = link.quit.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = quit.wait_for(|quit| *quit) => return,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let (pid, handing) = (pid_of(&stream), link.clone());
+        let Ok(stream) = stream.into_std() else { continue };
+        let handed = tokio::task::spawn_blocking(move || match &handing.door {
+            Some(door) => door.hand_over(&handing.folder, stream, pid),
+            None => Ok(()),
+        });
+        match handed.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::debug!(run = %link.run, %error, "handed nothing over"),
+            Err(_) => {}
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 
@@ -237,6 +323,13 @@ async fn watch_end(shared: Arc<Shared>, link: Arc<RunLink>) {
         tokio::select! {
             _ = gone(handle) => {}
             _ = quit.wait_for(|quit| *quit) => return,
+        }
+    } else {
+        while link.is_hidden().unwrap_or(true) {
+            tokio::select! {
+                () = tokio::time::sleep(LOCK_PAUSE) => {}
+                _ = quit.wait_for(|quit| *quit) => return,
+            }
         }
     }
     // The launcher's last word belongs to the end; it lets go of the lock after it.
@@ -311,6 +404,24 @@ async fn renew(shared: Arc<Shared>, link: Arc<RunLink>, request: RenewRequest) -
 }
 
 impl RunLink {
+    /// Whether a connection is worth an answer.
+    fn serves(&self, pid: Option<i32>) -> bool {
+        if self.door.is_none() {
+            return true;
+        }
+        let known = self.init.get().copied().or_else(|| {
+            let found = self.folder.identity().ok().flatten()?.pid;
+            Some(*self.init.get_or_init(|| found))
+        });
+        // Before init is known nothing of the agent's runs.
+        known.is_none() || known == pid
+    }
+
+    /// Whether the init of a container lives that the kernel does not show here.
+    fn is_hidden(&self) -> io::Result<bool> {
+        Ok(self.door.is_some() && self.folder.identity()?.is_none() && self.folder.is_held()?)
+    }
+
     /// The start gate. `None` grants; else the reason of the refusal.
     fn decide(&self, pid: Option<i32>, request: GrantRequest) -> io::Result<Option<&'static str>> {
         if self.folder.is_stopped()? {
@@ -324,9 +435,12 @@ impl RunLink {
         if request.run != self.run.to_string() || request.epoch != self.epoch.0 {
             return Ok(Some("this is the link of another run"));
         }
-        let Some(identity) = self.folder.identity()? else { return Ok(Some("its identity is not written")) };
-        if pid != Some(identity.pid) || kill::look(&identity)? != Life::Alive {
-            return Ok(Some("it is not the init of this run"));
+        match self.folder.identity()? {
+            Some(identity) if pid == Some(identity.pid) && kill::look(&identity)? == Life::Alive => {}
+            Some(_) => return Ok(Some("it is not the init of this run")),
+            // Only the init of this run has the lock, and only it and we can ask here.
+            None if pid.is_none() && self.is_hidden()? => {}
+            None => return Ok(Some("its identity is not written")),
         }
         let secret_hash = hash(request.secret.as_bytes());
         let mut known = self.secret_hash.lock().unwrap_or_else(PoisonError::into_inner);

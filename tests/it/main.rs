@@ -12,6 +12,7 @@ mod e2e;
 mod fuzz_seeds;
 mod gates;
 mod http;
+mod kill;
 mod plan;
 mod records;
 mod servers;

@@ -132,6 +132,8 @@ pub struct Container {
     pub agent: String,
     /// Epoch of the leader that made it.
     pub epoch: Epoch,
+    /// Mark of the state folder that it was made from (`labels::home`).
+    pub home: String,
     /// PID 1 as the engine's host numbers it; a list does not tell it, `Engine::state` does.
     pub pid: Option<i32>,
     /// What it does.
@@ -370,8 +372,9 @@ fn ours(installation: &str, found: ContainerSummary) -> Option<Container> {
     let has_name = found.names.unwrap_or_default().iter().any(|found| found.trim_start_matches('/') == name);
     let state = status_of(found.state.map(|state| state.to_string()).as_deref());
     let epoch = Epoch(labels.get(labels::EPOCH).and_then(|text| text.parse().ok()).unwrap_or_default());
-    let agent = labels.get(labels::AGENT).cloned().unwrap_or_default();
-    has_name.then_some(Container { id: found.id?, name, run, agent, epoch, pid: None, state })
+    let text = |key: &str| labels.get(key).cloned().unwrap_or_default();
+    let (agent, home) = (text(labels::AGENT), text(labels::HOME));
+    has_name.then_some(Container { id: found.id?, name, run, agent, epoch, home, pid: None, state })
 }
 
 fn status_of(word: Option<&str>) -> Status {

@@ -1,7 +1,9 @@
 //! The labels of our containers: whose they are, for people, for adoption and for the kill lane. Nothing in them is secret.
 
 use crate::api::names::{Epoch, Role, RunId};
+use crate::sandbox::folder::hash;
 use std::collections::HashMap;
+use std::path::Path;
 
 /// Id of the installation: containers of another are never touched.
 pub const INSTALLATION: &str = "mosaicstack.dev/installation";
@@ -18,9 +20,18 @@ pub const ROLE: &str = "mosaicstack.dev/role";
 /// Epoch of the leader that made it.
 pub const EPOCH: &str = "mosaicstack.dev/epoch";
 
+/// Mark of the state folder that it was made from: a copied folder has the same installation, but not the same containers.
+pub const HOME: &str = "mosaicstack.dev/state";
+
+/// The mark of a state folder.
+#[must_use]
+pub fn home(state: &Path) -> String {
+    hash(state.as_os_str().as_encoded_bytes())[..16].to_owned()
+}
+
 /// All labels of a container.
 #[must_use]
-pub fn of(installation: &str, run: &RunId, agent: &str, epoch: Epoch) -> HashMap<String, String> {
+pub fn of(installation: &str, state: &Path, run: &RunId, agent: &str, epoch: Epoch) -> HashMap<String, String> {
     let role = match &run.role {
         Role::Agent => "agent",
         Role::Gate { .. } => "gate",
@@ -33,6 +44,7 @@ pub fn of(installation: &str, run: &RunId, agent: &str, epoch: Epoch) -> HashMap
         ("app.kubernetes.io/part-of", "mosaic".to_owned()),
         ("app.kubernetes.io/managed-by", "mosaic".to_owned()),
         (INSTALLATION, installation.to_owned()),
+        (HOME, home(state)),
         (RUN, serde_json::to_string(run).expect("a run is plain data")),
         (AGENT, agent.to_owned()),
         (AGENT_UID, run.uid.to_string()),

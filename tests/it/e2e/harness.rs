@@ -25,15 +25,20 @@ impl Mosaic {
         this
     }
 
+    /// Its state folder: beneath its own folder, or where a flag says.
     pub fn state(&self) -> PathBuf {
-        self.folder.path().join("state")
+        let named = self.flags.iter().position(|flag| flag == "--state").and_then(|at| self.flags.get(at + 1));
+        named.map_or_else(|| self.folder.path().join("state"), PathBuf::from)
     }
 
     /// The command of this `up`, not started yet.
     pub fn command(&self) -> Command {
         let mut command = program();
         command.args(["up", "--listen", "127.0.0.1:0", "--local-repos"]).arg(self.folder.path());
-        command.arg("--state").arg(self.state()).args(&self.flags).stdin(Stdio::null());
+        if !self.flags.iter().any(|flag| flag == "--state") {
+            command.arg("--state").arg(self.state());
+        }
+        command.args(&self.flags).stdin(Stdio::null());
         command
     }
 
@@ -181,6 +186,15 @@ pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mosaic"));
     command.env_remove("MOSAIC_SERVER").env_remove("MOSAIC_TOKEN").env_remove("MOSAIC_STATE");
     command
+}
+
+/// Waits until something is so.
+pub fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The status ("True", "False", "") of a condition.

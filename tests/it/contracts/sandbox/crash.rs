@@ -5,7 +5,7 @@ use super::{Subject, ended};
 use mosaic::plan::observed::EndCause;
 use mosaic::sandbox::Sandbox;
 use mosaic::sandbox::init_binary::find_init;
-use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID, SandboxIds};
+use mosaic::sandbox::{Drivers, SANDBOX_UID, SandboxConfig, SandboxIds};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,7 +21,7 @@ const RUNS: usize = 6;
 #[tokio::test(flavor = "multi_thread")]
 async fn controller_of_the_crash_test() {
     let (Ok(state), Ok(round)) = (std::env::var(STATE), std::env::var(ROUND)) else { return };
-    let sandbox = ProcessSandbox::open(ProcessConfig::new(&state, "installation-1", find_init().unwrap())).unwrap();
+    let sandbox = Drivers::process(SandboxConfig::new(&state, "installation-1", find_init().unwrap())).unwrap();
     let subject = Subject { sandbox: &sandbox, trees: Path::new(&state), owner: SandboxIds::of(SANDBOX_UID) };
     let script = "echo started >> /workspace/starts; sleep 0.1; setsid sleep 61020.5 & exit 0";
     let specs = (0..RUNS).map(|n| subject.script(&format!("crash-{round}-{n}"), 1, script));

@@ -10,10 +10,10 @@ use mosaic::inside::wire::{
     WaitReport,
 };
 use mosaic::plan::observed::{EndCause, SandboxState};
+use mosaic::sandbox::SANDBOX_UID;
 use mosaic::sandbox::folder::{RunFolder, StoredSpec, log_path, short};
 use mosaic::sandbox::init_binary::find_init;
-use mosaic::sandbox::process::SANDBOX_UID;
-use mosaic::sandbox::process::watchdog::WatchSpec;
+use mosaic::sandbox::runs::watchdog::WatchSpec;
 use mosaic::sandbox::{RunSpec, Sandbox};
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
@@ -52,6 +52,7 @@ fn intent(host: &Host, name: &str, script: &str) -> RunSpec {
         lease_millis: u64::try_from(host.lease.as_millis()).unwrap(),
         allow_missing: Vec::new(),
         tmp_bytes_max: 1 << 20,
+        contained: false,
         limits: mosaic::inside::limits::LimitSpec::default(),
         log,
     };
@@ -63,6 +64,8 @@ fn intent(host: &Host, name: &str, script: &str) -> RunSpec {
         agent: spec.agent.clone(),
         launch,
         watch: WatchSpec::default(),
+        limits: spec.limits.clone(),
+        container: None,
     };
     folder.write(FILE_SPEC, &stored).unwrap();
     spec

@@ -6,7 +6,7 @@ use super::process::{Host, ids};
 use mosaic::inside::confine::{Need, PRIMITIVES};
 use mosaic::inside::seccomp::{self, Condition, Rule};
 use mosaic::plan::observed::EndCause;
-use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID, SandboxIds};
+use mosaic::sandbox::{Drivers, SANDBOX_UID, SandboxConfig, SandboxIds};
 use mosaic::sandbox::{Sandbox, SandboxError};
 
 struct Mask {
@@ -100,13 +100,13 @@ const UNMASKED: [(&str, &str); 2] = [
 ];
 
 /// Opens the driver on a thread of its own behind a filter; the launcher inherits it.
-fn open_behind(rules: &'static [Rule], config: ProcessConfig) -> Result<ProcessSandbox, SandboxError> {
+fn open_behind(rules: &'static [Rule], config: SandboxConfig) -> Result<Drivers, SandboxError> {
     let opened = std::thread::spawn(move || {
         if ids().unprivileged {
             rustix::thread::set_no_new_privs(true).unwrap();
         }
         seccomp::install(&seccomp::compile(rules)).unwrap();
-        ProcessSandbox::open(config)
+        Drivers::process(config)
     });
     opened.join().unwrap()
 }
@@ -126,7 +126,7 @@ fn each_primitive_masked_refuses_the_start_with_its_reason() {
 
 #[test]
 fn every_required_primitive_has_a_mask() {
-    for primitive in PRIMITIVES.iter().filter(|primitive| primitive.need != Need::WherePossible) {
+    for primitive in PRIMITIVES.iter().filter(|primitive| primitive.process != Need::WherePossible) {
         let masked = MASKS.iter().any(|mask| mask.primitive == primitive.name);
         let excused = UNMASKED.iter().any(|(name, _)| *name == primitive.name);
         assert!(masked != excused, "{}", primitive.name);
@@ -137,14 +137,14 @@ fn every_required_primitive_has_a_mask() {
 #[test]
 fn what_the_operator_allows_may_be_missing_and_is_not_shown() {
     for Mask { primitive, rules, .. } in MASKS {
-        let need = PRIMITIVES.iter().find(|found| found.name == *primitive).unwrap().need;
+        let need = PRIMITIVES.iter().find(|found| found.name == *primitive).unwrap().process;
         let host = Host::new();
-        let config = ProcessConfig { allow_missing: vec![(*primitive).to_owned()], ..host.config() };
+        let config = SandboxConfig { allow_missing: vec![(*primitive).to_owned()], ..host.config() };
         // All on one thread and what it starts, so that every launcher is behind the filter.
         let outcome = std::thread::spawn(move || {
             seccomp::install(&seccomp::compile(rules)).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let sandbox = ProcessSandbox::open(config)?;
+            let sandbox = Drivers::process(config)?;
             let subject = Subject { sandbox: &sandbox, trees: host.state.path(), owner: SandboxIds::of(SANDBOX_UID) };
             let end = runtime.block_on(subject.run(subject.script("allowed-01", 1, "exit 4")));
             Ok::<_, SandboxError>((end, runtime.block_on(sandbox.observe(None))?.remove(0).isolation))

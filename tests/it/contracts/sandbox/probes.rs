@@ -132,7 +132,7 @@ async fn isolation_names_what_was_tried() {
     mosaic::sandbox::Sandbox::ensure(&sandbox, spec.clone()).await.unwrap();
     let isolation = seen(&sandbox, &spec.run).await.unwrap().isolation;
     for primitive in mosaic::inside::confine::PRIMITIVES {
-        let needed = primitive.need != mosaic::inside::confine::Need::WherePossible;
+        let needed = primitive.process != mosaic::inside::confine::Need::WherePossible;
         assert!(!needed || isolation.iter().any(|name| name == primitive.name), "{} is not in {isolation:?}", primitive.name);
     }
     fs::write(spec.tree.join("go"), "").unwrap();

@@ -6,7 +6,7 @@ use mosaic::inside::wire::{FILE_IDENTITY, Identity};
 use mosaic::plan::observed::{EndCause, SandboxState};
 use mosaic::sandbox::folder::RunFolder;
 use mosaic::sandbox::init_binary::find_init;
-use mosaic::sandbox::process::{ProcessConfig, ProcessSandbox, SANDBOX_UID, SandboxIds};
+use mosaic::sandbox::{Drivers, SANDBOX_UID, SandboxConfig, SandboxIds};
 use mosaic::sandbox::{RunSpec, Sandbox, SandboxError, logs};
 use mosaic::tools::ToolRoot;
 use std::fs;
@@ -31,18 +31,18 @@ impl Host {
         Self { state: TempDir::new().unwrap(), lease: Duration::from_secs(30), output_bytes_max: 1 << 20 }
     }
 
-    pub fn config(&self) -> ProcessConfig {
-        let mut config = ProcessConfig::new(self.state.path(), "installation-1", find_init().unwrap());
+    pub fn config(&self) -> SandboxConfig {
+        let mut config = SandboxConfig::new(self.state.path(), "installation-1", find_init().unwrap());
         config.lease = self.lease;
         config.output_bytes_max = self.output_bytes_max;
         config
     }
 
-    pub fn open(&self) -> ProcessSandbox {
-        ProcessSandbox::open(self.config()).unwrap()
+    pub fn open(&self) -> Drivers {
+        Drivers::process(self.config()).unwrap()
     }
 
-    pub fn subject<'a>(&'a self, sandbox: &'a ProcessSandbox) -> Subject<'a> {
+    pub fn subject<'a>(&'a self, sandbox: &'a Drivers) -> Subject<'a> {
         Subject { sandbox, trees: self.state.path(), owner: ids() }
     }
 
@@ -68,7 +68,7 @@ fn mounts_of(state: &Path) -> Vec<String> {
     all.lines().filter(|line| line.contains(name)).map(str::to_owned).collect()
 }
 
-async fn stop_and_remove(sandbox: &ProcessSandbox, run: &RunId) {
+async fn stop_and_remove(sandbox: &Drivers, run: &RunId) {
     sandbox.stop(run).await.unwrap();
     sandbox.remove(run).await.unwrap();
 }
@@ -173,7 +173,7 @@ async fn tool_roots_are_on_the_path_read_only_and_linked_from_home() {
         env: [("GREETING".to_owned(), "friend".to_owned())].into(),
         home_links: vec![(".greeter/programs".into(), "/mosaic/tools/greeter/bin".into())],
     };
-    let sandbox = ProcessSandbox::open(ProcessConfig { tool_roots: vec![root], ..host.config() }).unwrap();
+    let sandbox = Drivers::process(SandboxConfig { tool_roots: vec![root], ..host.config() }).unwrap();
     let script = "greet; ls ~/.greeter/programs /mosaic/tools/greeter; touch /mosaic/tools/greeter/bin/x 2>/dev/null || echo read-only";
     let end = host.subject(&sandbox).run(host.subject(&sandbox).script("tools-0001", 1, script)).await;
     let lines: Vec<&str> = end.output_tail.lines().filter(|line| !line.is_empty()).collect();
@@ -190,7 +190,7 @@ async fn adopted_run_keeps_the_lease_it_was_made_with() {
         spec
     };
     // A renewal held for a sixth of this lease would come too late for the run.
-    let sandbox = ProcessSandbox::open(ProcessConfig { lease: Duration::from_secs(60), ..host.config() }).unwrap();
+    let sandbox = Drivers::process(SandboxConfig { lease: Duration::from_secs(60), ..host.config() }).unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(matches!(seen(&sandbox, &spec.run).await.unwrap().state, SandboxState::Running { .. }));
     sandbox.stop(&spec.run).await.unwrap();
@@ -270,7 +270,7 @@ fn only_a_static_program_is_taken_for_init() {
     let dynamic = unusable(Path::new("/bin/sh"));
     assert!(dynamic.contains("linked dynamically") && dynamic.contains("cargo rustc --release --bin mosaic-init"), "{dynamic}");
     assert!(unusable(Path::new("/no/such/init")).contains("No such file"));
-    assert_eq!(ProcessSandbox::open(ProcessConfig::new(folder.path(), "i", "/bin/sh")).err().unwrap().to_string(), dynamic);
+    assert_eq!(Drivers::process(SandboxConfig::new(folder.path(), "i", "/bin/sh")).err().unwrap().to_string(), dynamic);
 }
 
 #[test]
@@ -372,7 +372,7 @@ async fn following_a_log_sees_every_byte_once() {
     let spec = host.subject(&sandbox).script("follow-001", 1, "for n in $(seq 1 300); do echo line $n; done; sleep 0.2; echo last");
     sandbox.ensure(spec.clone()).await.unwrap();
     let (mut text, mut from) = (Vec::new(), 0);
-    let give_up = Instant::now() + super::PATIENCE;
+    let give_up = Instant::now() + super::contract::PATIENCE;
     loop {
         let chunk = logs::read(host.state.path(), &spec.run, from, 97).unwrap();
         text.extend_from_slice(&chunk.bytes);
@@ -466,8 +466,8 @@ pub fn kill(pid: i32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_without_time_to_look_never_says_gone_of_what_lives() {
     let host = Host::new();
-    let hasty = ProcessConfig { stop_timeout: Duration::ZERO, ..host.config() };
-    let sandbox = ProcessSandbox::open(hasty).unwrap();
+    let hasty = SandboxConfig { stop_timeout: Duration::ZERO, ..host.config() };
+    let sandbox = Drivers::process(hasty).unwrap();
     let script = "for n in 1 2 3 4 5 6 7 8 9; do setsid sleep 61007.5 & done; wait";
     let spec = host.subject(&sandbox).script("hasty-0001", 1, script);
     sandbox.ensure(spec.clone()).await.unwrap();
@@ -513,7 +513,7 @@ async fn fences_and_foreign_runs_survive_a_restart() {
     }
     let spec = host.subject(&sandbox).script("fences-001", 3, "sleep 61006.5");
     sandbox.ensure(spec.clone()).await.unwrap();
-    let other = ProcessSandbox::open(ProcessConfig { installation: "installation-2".to_owned(), ..host.config() }).unwrap();
+    let other = Drivers::process(SandboxConfig { installation: "installation-2".to_owned(), ..host.config() }).unwrap();
     assert!(other.observe(None).await.unwrap().is_empty());
     stop_and_remove(&sandbox, &spec.run).await;
     assert!(uid("fences-001") == spec.run.uid && !Path::new(&host.folder(&spec.run).path()).exists());

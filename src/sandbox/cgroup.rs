@@ -12,6 +12,7 @@ use crate::api::validate::Limits;
 use crate::inside::{limits, system};
 use crate::sandbox::folder::{hash, short};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ impl Hierarchies {
     pub fn find(installation: &str, state: &Path) -> Self {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let places = Places::parse(&own, &mounts);
+        let places = Places::parse(&own, &mounts, &CONTROLLERS);
         // A state folder that was copied has the same installation, but not the same runs.
         let owner = [installation.as_bytes(), state.as_os_str().as_encoded_bytes()].join(&0);
         let prefix = format!("mosaic-{}-", &hash(&owner)[..12]);
@@ -118,20 +119,20 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// Removes every group of this installation whose run is not known; what still lives in one is ended first.
-    pub fn sweep(&self, known: &BTreeSet<String>) {
+    /// Removes every group of this installation whose run is not known; what still lives in one is ended first. What is known is asked
+    /// after a group was found: who makes one is known before.
+    pub fn sweep(&self, known: &dyn Fn() -> BTreeSet<String>) {
         let places: BTreeSet<&PathBuf> = self.one.values().chain(self.two.iter().map(|(place, _)| place)).collect();
         for place in places {
-            for entry in fs::read_dir(place).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                let Some(run) = name.to_str().and_then(|name| name.strip_prefix(&self.prefix)) else { continue };
-                if known.contains(run) {
-                    continue;
-                }
-                let group = [entry.path()];
+            let names = fs::read_dir(place).into_iter().flatten().flatten().map(|entry| entry.file_name());
+            let is_ours = |name: &OsString| name.to_str().is_some_and(|name| name.starts_with(&self.prefix));
+            let found: Vec<OsString> = names.filter(is_ours).collect();
+            let known = if found.is_empty() { continue } else { known() };
+            for name in found.iter().filter(|name| !known.contains(&name.to_string_lossy()[self.prefix.len()..])) {
+                let group = [place.join(name)];
                 kill(&group);
                 if let Err(e) = remove(&group, Duration::from_secs(1)) {
-                    tracing::warn!(group = %entry.path().display(), error = %e, "a control group without a run could not be removed");
+                    tracing::warn!(group = %group[0].display(), error = %e, "a control group without a run could not be removed");
                 }
             }
         }
@@ -192,6 +193,28 @@ pub fn kill(groups: &[PathBuf]) {
     }
 }
 
+/// Lets frozen groups of version 1 go on: a SIGKILL reaches what is frozen there only then. Absent is usual.
+pub fn thaw(groups: &[PathBuf]) {
+    for group in groups {
+        let _ = fs::OpenOptions::new()
+            .write(true)
+            .open(group.join("freezer.state"))
+            .and_then(|mut file| io::Write::write_all(&mut file, b"THAWED"));
+    }
+}
+
+/// The groups of a container by a living process in it: of the controllers that bound sandboxes, the freezer, and version 2. Only what this
+/// program sees, and whose name holds the container's id: any other is shared with somebody.
+/// # Errors
+/// It is gone, or `/proc` cannot be read.
+pub fn groups_of_container(pid: i32, id: &str) -> io::Result<Vec<PathBuf>> {
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let places = Places::parse(&own, &fs::read_to_string("/proc/self/mountinfo")?, &[&CONTROLLERS[..], &["freezer"]].concat());
+    let groups = places.one.into_values().chain(places.two.map(|(_, own)| own));
+    let is_own = |group: &PathBuf| group.file_name().is_some_and(|name| name.to_string_lossy().contains(id)) && group.is_dir();
+    Ok(groups.filter(is_own).collect::<BTreeSet<_>>().into_iter().collect())
+}
+
 /// Processes in the groups.
 /// # Errors
 /// Could not look.
@@ -230,7 +253,7 @@ struct Places {
 
 impl Places {
     /// Reads `/proc/self/cgroup` and `/proc/self/mountinfo`.
-    fn parse(own: &str, mounts: &str) -> Self {
+    fn parse(own: &str, mounts: &str, controllers: &[&'static str]) -> Self {
         let mut places = Self::default();
         for line in mounts.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
@@ -250,7 +273,7 @@ impl Places {
                 if *kind == "cgroup2" && number == "0" {
                     places.two.get_or_insert_with(|| (PathBuf::from(point), place(path)));
                 }
-                for controller in CONTROLLERS {
+                for controller in controllers.iter().copied() {
                     let has = |list: &str| list.split(',').any(|name| name == controller);
                     if *kind == "cgroup" && has(names) && has(options) {
                         places.one.entry(controller).or_insert_with(|| place(path));
@@ -309,7 +332,7 @@ mod tests {
 
     #[test]
     fn version_one_places_are_beneath_the_own_group_of_each_controller() {
-        let places = Places::parse("4:memory:/service/a\n2:cpuacct,cpu:/b\n1:name=systemd:/c\n0::/d\n", MOUNTS_ONE);
+        let places = Places::parse("4:memory:/service/a\n2:cpuacct,cpu:/b\n1:name=systemd:/c\n0::/d\n", MOUNTS_ONE, &CONTROLLERS);
         assert_eq!(places.one["memory"], Path::new("/sys/fs/cgroup/memory/service/a"));
         assert_eq!(places.one["cpu"], Path::new("/sys/fs/cgroup/cpu,cpuacct/b"));
         assert_eq!(places.one.get("pids"), None);
@@ -319,7 +342,7 @@ mod tests {
     #[test]
     fn mounted_part_of_a_hierarchy_is_found_in_a_container() {
         let mounts = "40 31 0:40 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-        let two = |path: &str| Places::parse(&format!("0::{path}\n"), mounts).two.unwrap().1;
+        let two = |path: &str| Places::parse(&format!("0::{path}\n"), mounts, &CONTROLLERS).two.unwrap().1;
         assert_eq!(two("/docker/abc"), Path::new("/sys/fs/cgroup/"));
         assert_eq!(two("/docker/abc/x"), Path::new("/sys/fs/cgroup/x"));
         assert_eq!(two("/../other"), Path::new("/sys/fs/cgroup/"));

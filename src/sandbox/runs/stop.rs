@@ -1,14 +1,13 @@
 //! Ending a sandbox and looking that it is gone, and taking an ended one away.
 
-use super::create::LOOK_PAUSE;
-use super::{Inner, REMOVING, Run, cgroup};
+use super::{LOOK_PAUSE, REMOVING, Run, Runs, failed};
 use crate::api::names::RunId;
 use crate::beneath;
-use crate::inside::wire::{FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, Identity};
+use crate::inside::wire::{FILE_SPEC, FILE_STOPPED, Identity};
 use crate::plan::observed::SandboxState;
-use crate::sandbox::SandboxError;
 use crate::sandbox::folder::{StoredSpec, short};
 use crate::sandbox::kill::{self, Life};
+use crate::sandbox::{SandboxError, cgroup};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -16,10 +15,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long a launcher may take to write its last word after init is gone.
-pub(super) const LAUNCHER_PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const LAUNCHER_PATIENCE: Duration = Duration::from_secs(1);
 
-impl Inner {
-    pub(super) fn stop(&self, id: &RunId) -> Result<(), SandboxError> {
+impl Runs {
+    /// SIGKILLs everything of a run and looks that it is gone.
+    pub(crate) fn stop(&self, id: &RunId) -> Result<(), SandboxError> {
         let Some(run) = self.find(id) else { return Ok(()) };
         if run.ended.get().is_some() {
             return Ok(());
@@ -46,12 +46,15 @@ impl Inner {
 
     /// Kills until nothing is left. `None`: seen gone; else what was still there when the time was over.
     pub(super) fn kill_until(&self, run: &Run, until: Instant) -> io::Result<Option<String>> {
-        let mut init_gone_at = None;
-        // By every path at once. init is in none of the groups and goes with its namespace below.
+        let maker = self.maker(run.driver)?;
+        let mut init_gone_at: Option<Instant> = None;
+        // By every path at once. Where init is in none of the groups it goes with its namespace below.
+        maker.strike(run);
         cgroup::kill(&groups_of(run)?);
         loop {
+            let groups = groups_of(run)?;
             if let Some(identity) = run.identity()? {
-                if let Some(left) = kill_namespace(&identity, until)? {
+                if let Some(left) = kill_namespace(&identity, &groups, until)? {
                     return Ok(Some(left));
                 }
                 init_gone_at.get_or_insert_with(Instant::now);
@@ -60,37 +63,34 @@ impl Inner {
                 // init's identity may have been written after we looked, but not after the lock was free.
                 match run.identity()? {
                     Some(identity) if kill::look(&identity)? == Life::Alive => continue,
-                    _ => return Ok(None),
+                    Some(_) => return Ok(None),
+                    None if !maker.may_come(run)? => return Ok(None),
+                    None => {}
                 }
             }
-            // A launcher that prepares is ended; one whose init has just gone may write how first.
-            if init_gone_at.is_none_or(|at| at.elapsed() > LAUNCHER_PATIENCE)
-                && let Some(launcher) = run.folder.read::<Identity>(FILE_LAUNCHER)?
-                && let Some(handle) = kill::handle(&launcher)?
-            {
-                kill::kill(&handle)?;
-            }
+            maker.kill_starter(run, init_gone_at.map(|at| at.elapsed()))?;
             if Instant::now() >= until {
-                return Ok(Some("its launcher still lives".to_owned()));
+                return Ok(Some("what starts it still lives, or has not answered".to_owned()));
             }
             std::thread::sleep(LOOK_PAUSE);
         }
     }
 
-    pub(super) fn remove(&self, id: &RunId) -> Result<(), SandboxError> {
+    /// Takes an ended run away.
+    pub(crate) fn remove(&self, id: &RunId) -> Result<(), SandboxError> {
         let Some(run) = self.find(id) else { return Ok(()) };
         let until = Instant::now() + LAUNCHER_PATIENCE;
         loop {
-            let seen = self.look(&run).map_err(Self::failed(id, "look at"))?;
-            let held = run.folder.is_held().map_err(Self::failed(id, "look at"))?;
+            let seen = self.look(&run).map_err(failed(id, "look at"))?;
+            let held = run.folder.is_held().map_err(failed(id, "look at"))?;
             match seen.state {
                 SandboxState::Ended(_) if !held => break,
                 SandboxState::Ended(_) if Instant::now() < until => std::thread::sleep(LOOK_PAUSE),
-                _ => return Err(Self::failed(id, "remove")(io::Error::other("it still runs: stop it first"))),
+                _ => return Err(failed(id, "remove")(io::Error::other("it still runs: stop it first"))),
             }
         }
-        let groups = groups_of(&run).map_err(Self::failed(id, "look at"))?;
-        cgroup::remove(&groups, LAUNCHER_PATIENCE).map_err(Self::failed(id, "remove the control groups of"))?;
+        let cleared = self.maker(run.driver).and_then(|maker| maker.clear(&run));
+        cleared.map_err(failed(id, "remove what was made for"))?;
         self.link.forget(id);
         let runs = self.state().join("runs");
         let away = format!("{REMOVING}{}", short(id));
@@ -98,23 +98,27 @@ impl Inner {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         };
-        moved.and_then(|()| beneath::remove_all(&runs, &away)).map_err(Self::failed(id, "remove"))?;
+        moved.and_then(|()| beneath::remove_all(&runs, &away)).map_err(failed(id, "remove"))?;
         self.known().remove(id);
         Ok(())
     }
 }
 
 /// The control groups that a run was made with, wherever this program is now.
-fn groups_of(run: &Run) -> io::Result<Vec<PathBuf>> {
-    Ok(run.folder.read::<StoredSpec>(FILE_SPEC)?.map(|spec| spec.launch.limits.groups).unwrap_or_default())
+pub(crate) fn groups_of(run: &Run) -> io::Result<Vec<PathBuf>> {
+    let mut groups = run.folder.read::<StoredSpec>(FILE_SPEC)?.map(|spec| spec.launch.limits.groups).unwrap_or_default();
+    groups.extend(run.folder.groups()?);
+    Ok(groups)
 }
 
 /// SIGKILLs a PID 1 and looks that its whole namespace is empty. `None`: seen; else what is left.
-fn kill_namespace(identity: &Identity, until: Instant) -> io::Result<Option<String>> {
+fn kill_namespace(identity: &Identity, groups: &[PathBuf], until: Instant) -> io::Result<Option<String>> {
     let Some(handle) = kill::handle(identity)? else { return Ok(None) };
     // Held before the kill: a free inode is given to the next namespace at once.
     let held = kill::hold_namespace(identity)?;
     kill::kill(&handle)?;
+    // What is frozen dies when it is thawed.
+    cgroup::thaw(groups);
     if !kill::wait_gone(&handle, until)? {
         return Ok(Some(format!("pid {} still lives", identity.pid)));
     }

@@ -1,17 +1,16 @@
 //! Looking: the run's folder says what was begun and reported, the process table says what lives. Only both together make an end.
 
-use super::create::LOOK_PAUSE;
-use super::stop::LAUNCHER_PATIENCE;
-use super::{Inner, Run, watchdog};
+use super::result::{self, Progress};
+use super::stop::{LAUNCHER_PATIENCE, groups_of};
+use super::{LOOK_PAUSE, Maker, Run, Runs, first_of, watchdog};
 use crate::api::agent::Driver;
-use crate::api::names::{Attempt, Role, RunId, Uid};
+use crate::api::names::Uid;
 use crate::inside::limits::{self, Counters};
 use crate::inside::output;
-use crate::inside::wire::{ExitCause, ExitReport, FILE_EXIT, FILE_LIMIT, FILE_SPEC, FILE_WAIT, LimitReport, WaitReport};
+use crate::inside::wire::{ExitCause, ExitReport, FILE_CONTAINER, FILE_EXIT, FILE_LIMIT, FILE_SPEC, FILE_WAIT, Identity, LimitReport};
 use crate::plan::observed::{EndCause, Limit, RunEnd, SandboxSeen, SandboxState};
-use crate::sandbox::folder::{Session, StoredSpec};
+use crate::sandbox::folder::{MadeContainer, Session, StoredSpec};
 use crate::sandbox::kill::{self, Life};
-use crate::sandbox::process::result::{self, Progress};
 use crate::sandbox::{SandboxError, logs};
 use k8s_openapi::jiff::Timestamp;
 use std::fs::{self, File};
@@ -31,23 +30,32 @@ pub(super) struct ProgressCursor {
     last: Option<Progress>,
 }
 
-impl Inner {
-    pub(super) fn observe(&self, uid: Option<&Uid>) -> Result<Vec<SandboxSeen>, SandboxError> {
-        let wanted: Vec<Arc<Run>> = match uid {
-            Some(uid) => {
-                let first = RunId { uid: uid.clone(), attempt: Attempt(0), role: Role::Agent };
-                self.known().range(first..).map(|(_, run)| run.clone()).take_while(|run| run.id.uid == *uid).collect()
-            }
-            None => self.known().values().cloned().collect(),
+impl Runs {
+    /// Looks at the runs of one agent, or at all. Of all, one that cannot be looked at is told as about to start: it is there, nothing is
+    /// taken for gone, and the others are not hidden by it.
+    pub(crate) fn observe(&self, uid: Option<&Uid>) -> Result<Vec<SandboxSeen>, SandboxError> {
+        if let Some(uid) = uid {
+            let wanted: Vec<Arc<Run>> =
+                self.known().range(first_of(uid)..).map(|(_, run)| run.clone()).take_while(|run| run.id.uid == *uid).collect();
+            let look = |run: &Arc<Run>| self.look(run).map_err(|e| SandboxError::CannotObserve(format!("{}: {e}", run.id)));
+            return wanted.iter().map(look).collect();
+        }
+        let all: Vec<Arc<Run>> = self.known().values().cloned().collect();
+        let unseen = |run: &Run| SandboxSeen {
+            run: run.id.clone(),
+            driver: run.driver,
+            id: "unknown".to_owned(),
+            isolation: Vec::new(),
+            state: SandboxState::Preparing,
         };
-        wanted.iter().map(|run| self.look(run).map_err(|e| SandboxError::CannotObserve(format!("{}: {e}", run.id)))).collect()
+        Ok(all.iter().map(|run| self.look(run).unwrap_or_else(|_| unseen(run))).collect())
     }
 
     /// Looks at one run.
     pub(super) fn look(&self, run: &Run) -> io::Result<SandboxSeen> {
         let session = run.session()?;
         let identity = run.identity()?;
-        let id = identity.as_ref().map_or_else(|| "preparing".to_owned(), |identity| format!("pid {}", identity.pid));
+        let id = self.name_of(run, identity.as_ref())?;
         let isolation = session.as_ref().map(|session| session.isolation.clone()).unwrap_or_default();
         let state = match run.ended.get() {
             Some(end) => SandboxState::Ended(end.clone()),
@@ -57,7 +65,20 @@ impl Inner {
             // Two looks at once see the same end.
             let _ = run.ended.set(end.clone());
         }
-        Ok(SandboxSeen { run: run.id.clone(), driver: Driver::Process, id, isolation, state })
+        Ok(SandboxSeen { run: run.id.clone(), driver: run.driver, id, isolation, state })
+    }
+
+    /// The driver's id of a run, for people.
+    fn name_of(&self, run: &Run, identity: Option<&Identity>) -> io::Result<String> {
+        let container = match run.driver {
+            Driver::Docker => run.folder.read::<MadeContainer>(FILE_CONTAINER)?,
+            Driver::Auto | Driver::Process | Driver::Pod => None,
+        };
+        Ok(match (container, identity) {
+            (Some(made), _) => format!("container {}", made.id.get(..12).unwrap_or(&made.id)),
+            (None, Some(identity)) => format!("pid {}", identity.pid),
+            (None, None) => "preparing".to_owned(),
+        })
     }
 
     fn state_of(&self, run: &Run, session: Option<&Session>) -> io::Result<SandboxState> {
@@ -66,8 +87,14 @@ impl Inner {
         }
         // The lock first: when it is free, every file is as it will stay.
         let mut held = run.folder.is_held()?;
+        let maker = self.maker(run.driver)?;
         let life = match run.identity()? {
-            None if held => return Ok(SandboxState::Preparing),
+            // Who holds the lock lives, whoever it is.
+            None if held => match session {
+                Some(session) => return self.running(run, session),
+                None => return Ok(SandboxState::Preparing),
+            },
+            None if session.is_none() && maker.may_come(run)? => return Ok(SandboxState::Preparing),
             None => Life::Gone,
             Some(identity) => kill::look(&identity)?,
         };
@@ -84,7 +111,7 @@ impl Inner {
             // The launcher has not written its word yet, and init's own is not believed without it.
             (Life::Gone, None) if held => Ok(SandboxState::Preparing),
             (Life::Gone, Some(session)) if held => self.running(run, session),
-            (Life::Gone | Life::Rebooted, _) => Ok(SandboxState::Ended(self.end_of(run, report, life == Life::Rebooted)?)),
+            (Life::Gone | Life::Rebooted, _) => Ok(SandboxState::Ended(self.end_of(run, maker, report, life == Life::Rebooted)?)),
         }
     }
 
@@ -104,10 +131,11 @@ impl Inner {
         Ok(SandboxState::Running { since, last_sign_at, progress: cursor.last.clone() })
     }
 
-    fn end_of(&self, run: &Run, report: Option<ExitReport>, rebooted: bool) -> io::Result<RunEnd> {
+    fn end_of(&self, run: &Run, maker: &dyn Maker, report: Option<ExitReport>, rebooted: bool) -> io::Result<RunEnd> {
         let stopped = run.folder.is_stopped()?;
         let session = run.session()?;
-        let wait: Option<WaitReport> = run.folder.read(FILE_WAIT)?;
+        let wait = maker.last_word(run, report.as_ref())?;
+        let own_counters = report.as_ref().and_then(|report| report.counters);
         let wait_counters = wait.as_ref().map(|wait| Counters { oom_kills: wait.oom_kills, pids_refused: wait.pids_refused });
         let duration_millis = match (&report, &session) {
             (Some(report), _) => report.duration_millis,
@@ -128,7 +156,7 @@ impl Inner {
             ),
             None => EndCause::Lost(words_of(status)),
         };
-        let cause = match exceeded(run, &cause, wait_counters)? {
+        let cause = match exceeded(run, &cause, own_counters.or(wait_counters))? {
             Some((limit, message)) => EndCause::LimitExceeded { limit, message },
             None => cause,
         };
@@ -157,7 +185,10 @@ fn exceeded(run: &Run, cause: &EndCause, counters: Option<Counters>) -> io::Resu
     let by_itself = matches!(cause, EndCause::Exited(code) if *code != 0) || matches!(cause, EndCause::Signaled(_) | EndCause::Lost(_));
     let Some(spec) = run.folder.read::<StoredSpec>(FILE_SPEC)?.filter(|_| by_itself) else { return Ok(None) };
     // A launcher that was killed has left the groups as they were.
-    let counters = counters.unwrap_or_else(|| limits::count(&spec.launch.limits.groups));
+    let counters = match counters {
+        Some(counters) => counters,
+        None => limits::count(&groups_of(run)?),
+    };
     Ok(if counters.oom_kills > 0 {
         let how_often = counters.oom_kills;
         Some((Limit::Memory, format!("the kernel ended {how_often} of its processes when all of it was used")))

@@ -10,12 +10,13 @@
 //! through a socket; and nothing at all while no controller runs (the lease bounds that). A run can therefore exceed its limit by what it
 //! writes in one interval.
 
-use super::{Inner, Run, cgroup};
+use super::stop::groups_of;
+use super::{Run, Runs};
 use crate::inside::wire::{FILE_LIMIT, FILE_SESSION, FILE_SPEC, FOLDER_OUT, LimitReport};
 use crate::inside::{limits, system};
 use crate::plan::observed::Limit;
-use crate::sandbox::RunSpec;
 use crate::sandbox::folder::{RunFolder, Session, StoredSpec};
+use crate::sandbox::{RunSpec, cgroup};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,7 +94,7 @@ fn unescape(text: &str) -> String {
 
 /// When a run is looked at again, and what was stored of it.
 #[derive(Default)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     spec: Option<Arc<StoredSpec>>,
     next: Option<Instant>,
     last: Option<(Instant, Used)>,
@@ -102,19 +103,19 @@ pub(super) struct Watch {
 }
 
 /// Starts the thread; it ends with the driver.
-pub(super) fn start(inner: &Arc<Inner>) -> io::Result<()> {
-    let inner: Weak<Inner> = Arc::downgrade(inner);
+pub(crate) fn start(runs: &Arc<Runs>) -> io::Result<()> {
+    let runs: Weak<Runs> = Arc::downgrade(runs);
     let work = move || {
-        while let Some(inner) = inner.upgrade() {
-            inner.watch_all();
-            drop(inner);
+        while let Some(runs) = runs.upgrade() {
+            runs.watch_all();
+            drop(runs);
             std::thread::sleep(ROUND_PAUSE);
         }
     };
     std::thread::Builder::new().name("mosaic-limits".to_owned()).spawn(work).map(drop)
 }
 
-impl Inner {
+impl Runs {
     fn watch_all(&self) {
         let runs: Vec<Arc<Run>> = self.known().values().cloned().collect();
         for run in runs.into_iter().filter(|run| run.ended.get().is_none()) {
@@ -130,10 +131,11 @@ impl Inner {
             return self.end_for_limit(run);
         }
         let Some(spec) = stored(run, &mut watch)? else { return Ok(()) };
-        let exceeded = match refused_too_often(&spec).or_else(|| memory_exceeded(run, &spec.watch)) {
+        let groups = groups_of(run)?;
+        let exceeded = match refused_too_often(&groups, &spec).or_else(|| memory_exceeded(run, &spec.watch)) {
             None if watch.next.is_none_or(|next| Instant::now() >= next) => {
                 let started = Instant::now();
-                let used = measure(&spec)?;
+                let used = measure(&spec, &groups)?;
                 let took = started.elapsed();
                 let before = watch.last.replace((started, used));
                 let left = before.and_then(|(at, before)| used.time_left(&before, started - at, &spec.watch));
@@ -166,8 +168,8 @@ fn stored(run: &Run, watch: &mut Watch) -> io::Result<Option<Arc<StoredSpec>>> {
     Ok(watch.spec.clone())
 }
 
-fn refused_too_often(spec: &StoredSpec) -> Option<(Limit, String)> {
-    let refused = limits::count(&spec.launch.limits.groups).pids_refused;
+fn refused_too_often(groups: &[PathBuf], spec: &StoredSpec) -> Option<(Limit, String)> {
+    let refused = limits::count(groups).pids_refused;
     (refused > PIDS_REFUSED_MAX).then(|| (Limit::Pids, pids_message(spec.watch.pids_max, refused)))
 }
 
@@ -206,7 +208,7 @@ fn memory_of(pid: i32) -> u64 {
 }
 
 /// The sentence on processes.
-pub(super) fn pids_message(pids_max: u32, refused: u64) -> String {
+pub(crate) fn pids_message(pids_max: u32, refused: u64) -> String {
     format!("it had {pids_max} processes and threads, and was refused another one {refused} times")
 }
 
@@ -267,7 +269,7 @@ struct Meter<'a> {
     devices: BTreeSet<u64>,
 }
 
-fn measure(spec: &StoredSpec) -> io::Result<Used> {
+fn measure(spec: &StoredSpec, groups: &[PathBuf]) -> io::Result<Used> {
     let mut meter = Meter { used: Used::default(), spec: &spec.watch, counted: BTreeSet::new(), devices: BTreeSet::new() };
     if let Ok(found) = std::fs::metadata(&spec.launch.tree) {
         meter.devices.insert(found.dev());
@@ -276,7 +278,7 @@ fn measure(spec: &StoredSpec) -> io::Result<Used> {
         meter.walk(folder)?;
     }
     if !meter.is_over() {
-        meter.look_at_open_files(&cgroup::members(&spec.launch.limits.groups)?);
+        meter.look_at_open_files(&cgroup::members(groups)?);
     }
     Ok(meter.used)
 }

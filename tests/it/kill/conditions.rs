@@ -1,0 +1,159 @@
+//! Kill-all while something is broken. Each condition: everything dead within five seconds by the process table, and honest receipts.
+//!
+//! `MOSAIC_TEST_KILL=5:200` repeats each five times with 200 agents.
+
+use super::{KILL_MAX, kill_all_and_look, mosaic_cli, text, with_agents};
+use crate::e2e::harness::{Mosaic, sandbox_pids};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+
+/// How often, and how many agents.
+fn size() -> (usize, usize) {
+    let wanted = std::env::var("MOSAIC_TEST_KILL").ok();
+    let parsed = wanted.as_deref().and_then(|text| text.split_once(':')).and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    parsed.unwrap_or((1, 6))
+}
+
+fn flags(count: usize) -> [String; 4] {
+    ["--running-max".to_owned(), count.to_string(), "--starting-max".to_owned(), "16".to_owned()]
+}
+
+/// Runs a kill-all in a condition, as often as wanted; what is broken is mended by `mend`, and then the records say killed.
+fn in_condition<T>(name: &str, breaks: impl Fn(&mut Mosaic) -> T, mends: impl Fn(&mut Mosaic, T)) {
+    let (rounds, count) = size();
+    for round in 0..rounds {
+        let flags = flags(count);
+        let (mut mosaic, remote, uids) = with_agents(&flags.each_ref().map(String::as_str), count);
+        let broken = breaks(&mut mosaic);
+        println!("{name}, round {round}");
+        kill_all_and_look(&mosaic, count);
+        mends(&mut mosaic, broken);
+        for uid in &uids {
+            mosaic.wait(uid, "the record to say killed", |object| object["status"]["phase"] == "Killed");
+        }
+        assert!(sandbox_pids(&mosaic.state()).is_empty() && remote.agent_refs().is_empty());
+        mosaic.assert_nothing_left();
+    }
+}
+
+#[test]
+fn kill_all_as_usual() {
+    in_condition("as usual", |_| (), |_, ()| ());
+}
+
+#[test]
+fn kill_all_without_a_controller() {
+    in_condition("controller dead", Mosaic::sigkill, |mosaic, ()| mosaic.up());
+}
+
+#[test]
+fn kill_all_while_the_controller_does_not_move() {
+    let signal = |mosaic: &Mosaic, signal| {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(mosaic.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    };
+    in_condition(
+        "controller stopped: store, API, workers and lane stuck",
+        |mosaic| signal(mosaic, rustix::process::Signal::STOP),
+        |mosaic, ()| signal(mosaic, rustix::process::Signal::CONT),
+    );
+}
+
+#[test]
+fn kill_all_while_every_connection_of_the_server_is_taken() {
+    let flood = |mosaic: &mut Mosaic| -> Vec<TcpStream> {
+        let server = std::fs::read_to_string(mosaic.state().join("server")).unwrap();
+        let address = server.trim().trim_start_matches("http://").to_owned();
+        (0..400).filter_map(|_| TcpStream::connect(&address).ok()).collect()
+    };
+    in_condition("API flooded", flood, |_, connections| drop(connections));
+}
+
+/// A file system of its own under the state folder, which can be filled or frozen.
+struct Disk(std::path::PathBuf);
+
+impl Disk {
+    /// Mounts a fresh one at `place`; `None`: this machine cannot.
+    fn mount(image: &Path, place: &Path) -> Option<Self> {
+        let run = |program: &str, args: &[&str]| Command::new(program).args(args).output().is_ok_and(|out| out.status.success());
+        let file = std::fs::File::create(image).unwrap();
+        file.set_len(256 << 20).unwrap();
+        std::fs::create_dir_all(place).unwrap();
+        let (image, target) = (image.to_str().unwrap(), place.to_str().unwrap());
+        (run("mkfs.ext4", &["-q", "-F", image]) && run("mount", &["-o", "loop", image, target])).then(|| Self(place.to_owned()))
+    }
+
+    fn freeze(&self, how: &str) {
+        let out = Command::new("fsfreeze").arg(how).arg(&self.0).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("-u").arg(&self.0).output();
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// A controller whose state folder is a file system of its own.
+fn on_its_own_disk(test: &str, breaks: impl Fn(&Disk, &Mosaic), mends: impl Fn(&Disk, &Mosaic)) {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("disk");
+    let Some(disk) = Disk::mount(&folder.path().join("image"), &place) else {
+        return crate::skip::skip(test, "no file system can be mounted from a file here");
+    };
+    let (_, count) = size();
+    let state = place.join("state");
+    let flags = flags(count);
+    let mut all: Vec<&str> = flags.iter().map(String::as_str).collect();
+    all.extend(["--state", state.to_str().unwrap()]);
+    let (mosaic, _remote, uids) = with_agents(&all, count);
+    breaks(&disk, &mosaic);
+    kill_all_and_look(&mosaic, count);
+    mends(&disk, &mosaic);
+    for uid in &uids {
+        mosaic.wait(uid, "the record to say killed", |object| object["status"]["phase"] == "Killed");
+    }
+    mosaic.assert_nothing_left();
+    drop(mosaic);
+}
+
+#[test]
+fn kill_all_on_a_full_disk() {
+    let fill = |disk: &Disk, _: &Mosaic| {
+        let mut block = vec![0_u8; 1 << 20];
+        let mut file = std::fs::File::create(disk.0.join("filler")).unwrap();
+        while !block.is_empty() {
+            if std::io::Write::write_all(&mut file, &block).is_err() {
+                block.truncate(block.len() / 2);
+            }
+        }
+    };
+    let free = |disk: &Disk, _: &Mosaic| std::fs::remove_file(disk.0.join("filler")).unwrap();
+    on_its_own_disk("kill::conditions::kill_all_on_a_full_disk", fill, free);
+}
+
+#[test]
+fn kill_all_while_nothing_can_be_written() {
+    on_its_own_disk("kill::conditions::kill_all_while_nothing_can_be_written", |disk, _| disk.freeze("-f"), |disk, _| disk.freeze("-u"));
+}
+
+#[test]
+fn kill_all_meets_what_is_being_started() {
+    let (_, count) = size();
+    let flags = flags(count * 4);
+    let (mosaic, remote, _) = with_agents(&flags.each_ref().map(String::as_str), 1);
+    for n in 0..count * 2 {
+        mosaic.spawn(&crate::e2e::harness::task(&remote, &format!("late-{n}"), super::STUBBORN));
+    }
+    let (output, took) = mosaic_cli(&mosaic, &["kill", "--all"]);
+    assert!(took < KILL_MAX * 3, "{took:?}: {}", text(&output));
+    crate::e2e::harness::eventually("nothing to live", || sandbox_pids(&mosaic.state()).is_empty());
+    mosaic.assert_nothing_left();
+    let (_, all) = mosaic.call("GET", "/agents", None);
+    let alive = all["items"].as_array().unwrap().iter().filter(|agent| agent["state"] != "killed").count();
+    assert_eq!(alive, 0, "{all}");
+    assert!(remote.agent_refs().is_empty());
+}

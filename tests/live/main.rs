@@ -1,0 +1,13 @@
+//! What needs a real container engine (`DOCKER_HOST`, or the usual socket); without one each test says so and is counted as skipped.
+//!
+//! Containers run this machine's busybox (Debian: `busybox-static`), from an image that the tests make themselves; what needs more inside uses
+//! the default sandbox image (`make image`). Tests share one engine and never look at what another installation has there.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../it/contracts/sandbox/contract.rs"]
+mod contract;
+mod docker;
+mod engine;
+#[path = "../it/skip.rs"]
+mod skip;
