@@ -8,6 +8,9 @@
 #[path = "../it/contracts/sandbox/contract.rs"]
 mod contract;
 mod docker;
+mod e2e;
 mod engine;
+#[path = "../it/e2e/harness.rs"]
+mod harness;
 #[path = "../it/skip.rs"]
 mod skip;

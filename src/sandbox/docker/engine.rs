@@ -1,7 +1,7 @@
 //! The container engine's API, as small as Mosaic needs it: connect, look, make, start, kill, remove; each call with its own time limit.
 //!
 //! A client is cheap to clone and bound to no runtime: every call opens a connection of its own on the runtime that awaits it, so that the
-//! kill lane can have one on its own thread and share nothing with the rest. Nothing is retried here, and nothing is decided: that there is
+//! kill lane can have one on its own thread and share nothing with the rest. An engine that is not there now may be there at the next call. Nothing is retried here, and nothing is decided: that there is
 //! no such container (`None`) differs from that nobody could say (`Err`).
 //!
 //! Containers are ours by labels and by name together: labels alone can come from an image.
@@ -17,7 +17,7 @@ use bollard::query_parameters::{
 };
 use futures::StreamExt;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod address;
@@ -173,7 +173,8 @@ pub fn name_prefix(installation: &str) -> String {
 /// A client of one engine.
 #[derive(Clone)]
 pub struct Engine {
-    docker: Docker,
+    /// The library wants the socket to be there when its client is made.
+    docker: Arc<OnceLock<Docker>>,
     host: Arc<str>,
 }
 
@@ -195,8 +196,15 @@ impl Engine {
         };
         let refuse = |why: String| EngineError::Address { host: host.clone(), why };
         address::check(&host).map_err(refuse)?;
-        let docker = Docker::connect_with_host(&host).map_err(|e| refuse(e.to_string()))?;
-        Ok(Self { docker, host: host.into() })
+        Ok(Self { docker: Arc::default(), host: host.into() })
+    }
+
+    fn docker(&self, what: &str) -> Result<&Docker, EngineError> {
+        if let Some(docker) = self.docker.get() {
+            return Ok(docker);
+        }
+        let docker = Docker::connect_with_host(&self.host).map_err(|e| self.error(what, e))?;
+        Ok(self.docker.get_or_init(|| docker))
     }
 
     /// Where it is.
@@ -215,9 +223,9 @@ impl Engine {
     /// # Errors
     /// It does not answer.
     pub async fn about(&self) -> Result<(SystemVersion, SystemInfo), EngineError> {
-        let version = self.call(LOOK_TIMEOUT, "tell its version", self.docker.version()).await?;
+        let version = self.call(LOOK_TIMEOUT, "tell its version", async |docker| docker.version().await).await?;
         // It counts all containers for this.
-        Ok((version, self.call(LIST_TIMEOUT, "tell what it can", self.docker.info()).await?))
+        Ok((version, self.call(LIST_TIMEOUT, "tell what it can", async |docker| docker.info().await).await?))
     }
 
     /// All containers of this installation, whatever their state, by labels and name.
@@ -226,7 +234,7 @@ impl Engine {
     pub async fn ours(&self, installation: &str) -> Result<Vec<Container>, EngineError> {
         let filters = HashMap::from([("label".to_owned(), vec![format!("{}={installation}", labels::INSTALLATION)])]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-        let all = self.call(LIST_TIMEOUT, "list containers", self.docker.list_containers(Some(options))).await?;
+        let all = self.call(LIST_TIMEOUT, "list containers", async |docker| docker.list_containers(Some(options)).await).await?;
         Ok(all.into_iter().filter_map(|found| ours(installation, found)).collect())
     }
 
@@ -241,7 +249,7 @@ impl Engine {
     /// # Errors
     /// Could not look.
     pub async fn inspect(&self, id_or_name: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {
-        let call = self.docker.inspect_container(id_or_name, None::<InspectContainerOptions>);
+        let call = async |docker: &Docker| docker.inspect_container(id_or_name, None::<InspectContainerOptions>).await;
         absent_is_none(self.call(LOOK_TIMEOUT, &format!("look at {id_or_name}"), call).await)
     }
 
@@ -249,7 +257,7 @@ impl Engine {
     /// # Errors
     /// Could not look.
     pub async fn image(&self, name: &str) -> Result<Option<ImageInspect>, EngineError> {
-        absent_is_none(self.call(LOOK_TIMEOUT, &format!("look at the image {name}"), self.docker.inspect_image(name)).await)
+        absent_is_none(self.call(LOOK_TIMEOUT, &format!("look at the image {name}"), async |docker| docker.inspect_image(name).await).await)
     }
 
     /// Pulls an image; `tell` hears how far it is.
@@ -258,7 +266,7 @@ impl Engine {
     pub async fn pull(&self, name: &str, mut tell: impl FnMut(&str)) -> Result<(), EngineError> {
         let what = format!("pull {name}");
         let options = CreateImageOptionsBuilder::default().from_image(name).build();
-        let mut lines = self.docker.create_image(Some(options), None, None).boxed();
+        let mut lines = self.docker(&what)?.create_image(Some(options), None, None).boxed();
         let all = async {
             loop {
                 let line = tokio::time::timeout(PULL_SILENCE, lines.next()).await;
@@ -282,7 +290,8 @@ impl Engine {
     /// `EngineError`; unless it is a refusal the container may come into being later.
     pub async fn create(&self, name: &str, body: ContainerCreateBody) -> Result<String, EngineError> {
         let options = CreateContainerOptionsBuilder::default().name(name).build();
-        let made = self.call(CREATE_TIMEOUT, &format!("make {name}"), self.docker.create_container(Some(options), body)).await?;
+        let made =
+            self.call(CREATE_TIMEOUT, &format!("make {name}"), async |docker| docker.create_container(Some(options), body).await).await?;
         Ok(made.id)
     }
 
@@ -290,7 +299,7 @@ impl Engine {
     /// # Errors
     /// `EngineError`; unless it is a refusal it may start later.
     pub async fn start(&self, id: &str) -> Result<(), EngineError> {
-        let call = self.docker.start_container(id, None::<StartContainerOptions>);
+        let call = async |docker: &Docker| docker.start_container(id, None::<StartContainerOptions>).await;
         self.call(START_TIMEOUT, &format!("start {id}"), call).await
     }
 
@@ -299,7 +308,7 @@ impl Engine {
     /// Could not ask, or the engine failed to.
     pub async fn kill(&self, id: &str) -> Result<(), EngineError> {
         let options = KillContainerOptionsBuilder::default().signal("KILL").build();
-        match self.call(KILL_TIMEOUT, &format!("kill {id}"), self.docker.kill_container(id, Some(options))).await {
+        match self.call(KILL_TIMEOUT, &format!("kill {id}"), async |docker| docker.kill_container(id, Some(options)).await).await {
             Err(e) if matches!(e.status(), Some(404 | 409)) => Ok(()),
             other => other,
         }
@@ -310,7 +319,7 @@ impl Engine {
     /// Could not ask, or the engine failed to.
     pub async fn remove(&self, id: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match self.call(REMOVE_TIMEOUT, &format!("remove {id}"), self.docker.remove_container(id, Some(options))).await {
+        match self.call(REMOVE_TIMEOUT, &format!("remove {id}"), async |docker| docker.remove_container(id, Some(options)).await).await {
             Err(e) if matches!(e.status(), Some(404 | 409)) => Ok(()),
             other => other,
         }
@@ -320,9 +329,9 @@ impl Engine {
         &self,
         limit: Duration,
         what: &str,
-        call: impl Future<Output = Result<T, bollard::errors::Error>>,
+        call: impl AsyncFnOnce(&Docker) -> Result<T, bollard::errors::Error>,
     ) -> Result<T, EngineError> {
-        match tokio::time::timeout(limit, call).await {
+        match tokio::time::timeout(limit, call(self.docker(what)?)).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(self.error(what, error)),
             Err(_) => Err(EngineError::TimedOut { host: self.host.to_string(), what: what.to_owned(), limit }),

@@ -1,0 +1,116 @@
+//! The main job end to end on containers, by the built program: declare an agent, look at the remote with git and at the engine.
+
+use crate::engine::{BUSYBOX, engine};
+use crate::harness::{Mosaic, Random, Remote, condition, gates, task};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+fn start() -> Mosaic {
+    Mosaic::start(&["--driver", "docker", "--sandbox-image", BUSYBOX, "--running-max", "12"])
+}
+
+fn remote(mosaic: &Mosaic) -> Remote {
+    let gates = gates("test -s b.txt", "true");
+    Remote::new(mosaic.folder.path(), "remote", &[("a.txt", "a\n"), (".mosaic/gates.toml", &gates)])
+}
+
+/// Blocking work beside the runtime of the test.
+async fn blocking(work: impl FnOnce() + Send + 'static) {
+    tokio::task::spawn_blocking(work).await.unwrap();
+}
+
+fn is_running(object: &Value) -> bool {
+    condition(object, "SandboxReady") == "True"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agent_in_a_container_delivers_a_verified_push_and_leaves_nothing() {
+    let Some(_) = engine("e2e::agent_in_a_container_delivers_a_verified_push_and_leaves_nothing").await else { return };
+    blocking(|| {
+        let mosaic = start();
+        let remote = remote(&mosaic);
+        let script = "cat /mosaic/task.json > /dev/null; echo b > b.txt; while [ ! -e go ]; do sleep 0.1; done; rm go";
+        let uid = mosaic.spawn(&task(&remote, "docker-1", script));
+        let object = mosaic.wait(&uid, "it runs", is_running);
+        let sandbox = &object["status"]["sandbox"];
+        assert_eq!(sandbox["driver"], "docker", "{object:#}");
+        assert!(sandbox["id"].as_str().unwrap().starts_with("container "), "{sandbox}");
+        for name in ["no-capabilities", "seccomp", "memory:kernel", "pids:kernel", "disk:watchdog"] {
+            assert!(sandbox["isolation"].as_array().unwrap().contains(&json!(name)), "{name} in {sandbox}");
+        }
+        let tree = mosaic.state().join("trees").join(object["status"]["workspace"]["worktree"].as_str().unwrap());
+        let tree = [tree.join("tree"), tree.clone()].into_iter().find(|path| path.join("a.txt").exists()).unwrap();
+        std::fs::write(tree.join("go"), "").unwrap();
+        let object = mosaic.wait_completed(&uid);
+        assert_eq!(condition(&object, "Pushed"), "True");
+        let refs = remote.agent_refs();
+        let (_, sha) = refs.first_key_value().unwrap();
+        assert_eq!(object["status"]["push"]["sha"], json!(sha));
+        assert_eq!(remote.git(&["show", &format!("{sha}:b.txt")]), "b\n");
+        mosaic.assert_nothing_left();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_agents_in_containers_outlive_their_controller_and_all_deliver() {
+    let Some(_) = engine("e2e::ten_agents_in_containers_outlive_their_controller_and_all_deliver").await else { return };
+    blocking(|| {
+        let mut mosaic = start();
+        let remote = remote(&mosaic);
+        let started = Instant::now();
+        let uids: Vec<String> = (0..10)
+            .map(|n| {
+                let mut body = task(&remote, &format!("ten-{n}"), "echo started >> starts.txt; echo b > b.txt; sleep 2");
+                body["sandbox"] = json!({"memory": "128Mi", "cpu": "500m", "pids": 64});
+                mosaic.spawn(&body)
+            })
+            .collect();
+        // Killed and ended at some instants of their lives, and started anew.
+        let mut random = Random(20_260_711);
+        for round in 0..4 {
+            std::thread::sleep(Duration::from_millis(300 + random.below(900)));
+            let before = mosaic.pid();
+            if round % 2 == 0 {
+                mosaic.sigkill()
+            } else {
+                mosaic.sigterm()
+            }
+            mosaic.up();
+            assert_ne!(mosaic.pid(), before);
+        }
+        for uid in &uids {
+            let object = mosaic.wait_completed(uid);
+            let sha = object["status"]["push"]["sha"].as_str().unwrap().to_owned();
+            assert_eq!(remote.git(&["show", &format!("{sha}:starts.txt")]), "started\n", "{uid} ran twice");
+        }
+        assert_eq!(remote.agent_refs().len(), 10);
+        println!("ten agents with four restarts: {:?}", started.elapsed());
+        mosaic.assert_nothing_left();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_of_both_drivers_run_side_by_side_and_a_bad_image_says_its_reason() {
+    let Some(_) = engine("e2e::agents_of_both_drivers_run_side_by_side_and_a_bad_image_says_its_reason").await else { return };
+    blocking(|| {
+        let mosaic = start();
+        let remote = remote(&mosaic);
+        let with = |id: &str, sandbox: Value| {
+            let mut body = task(&remote, id, "echo b > b.txt");
+            body["sandbox"] = sandbox;
+            mosaic.spawn(&body)
+        };
+        let process = with("process", json!({"driver": "process"}));
+        let bad = with("bad-image", json!({"image": "127.0.0.1:1/no/such:1"}));
+        mosaic.wait_completed(&process);
+        let object =
+            mosaic.wait(&bad, "its reason", |object| object["status"]["message"].as_str().unwrap_or_default().contains("127.0.0.1:1"));
+        assert_eq!(object["status"]["reason"], "ImagePullFailed", "{object:#}");
+        let (status, _) = mosaic.call("POST", &format!("/agents/{bad}/kill"), Some(&json!({})));
+        assert!(status < 300, "{status}");
+        mosaic.assert_nothing_left();
+    })
+    .await;
+}
