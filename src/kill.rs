@@ -161,13 +161,13 @@ impl Killer {
     fn keep(&self, notes: Vec<Note>, folders: Vec<crate::sandbox::folder::RunFolder>) -> Keeping {
         let latch = self.latch.clone();
         std::thread::Builder::new().name("mosaic-latch".to_owned()).spawn(move || {
-            let kept = latch.and_then(|latch| latch.keep(&notes));
-            let at = Instant::now();
-            for folder in folders {
-                // The latch is what counts; a tombstone tells how the run ended.
-                let _ = std::fs::File::create_new(folder.path().join(FILE_STOPPED));
-            }
-            (kept, at)
+            // The latch is what counts; a tombstone tells how the run ended. On a disk that does not move this thread is left behind.
+            let _ = std::thread::Builder::new().name("mosaic-tombstones".to_owned()).spawn(move || {
+                for folder in folders {
+                    let _ = std::fs::File::create_new(folder.path().join(FILE_STOPPED));
+                }
+            });
+            (latch.and_then(|latch| latch.keep(&notes)), Instant::now())
         })
     }
 

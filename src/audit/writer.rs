@@ -21,6 +21,10 @@ use tokio::sync::{mpsc, oneshot};
 const BATCH_MAX: usize = 512;
 /// How long to wait before a refused write is tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(200);
+/// A file that is given up when the disk is full, so that the audit entry of a kill still finds room.
+const FILE_RESERVE: &str = "reserve";
+/// Its size: some thousand entries.
+const RESERVE_BYTES: usize = 1 << 20;
 /// Longest writer id.
 const WRITER_ID_BYTES_MAX: usize = 63;
 
@@ -145,6 +149,7 @@ impl Writer {
             _lock: lock,
         };
         writer.recover()?;
+        writer.make_reserve();
         Ok(writer)
     }
 
@@ -187,6 +192,17 @@ impl Writer {
         }
         self.refuse_cut_off()?;
         self.after_crash(torn_bytes, open_intents).map_err(|source| AuditError::File { verb: "repair", path: self.files.current(), source })
+    }
+
+    /// Sets room aside, as far as there is some.
+    fn make_reserve(&self) {
+        let path = self.files.folder.join(FILE_RESERVE);
+        if !path.exists()
+            && let Err(error) = std::fs::write(&path, vec![b' '; RESERVE_BYTES])
+        {
+            tracing::warn!(%error, "no room could be set aside for the audit log");
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// Going on from a chain that is shorter than it was would hide that.
@@ -253,6 +269,9 @@ impl Writer {
         while let Err(error) = self.append(&text).and_then(|()| if wants_disk { self.file.sync_data() } else { Ok(()) }) {
             tracing::error!(%error, entries = entries.len(), "audit entries could not be written; trying again");
             self.forget_partial_write();
+            if error.kind() == io::ErrorKind::StorageFull && std::fs::remove_file(self.files.folder.join(FILE_RESERVE)).is_ok() {
+                continue;
+            }
             if queue.is_closed() {
                 return false;
             }
@@ -313,7 +332,9 @@ impl Writer {
     fn write_checkpoint(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
         self.checkpoint = Checkpoint { seq: self.last_seq, mac: self.last_mac.clone(), ..self.checkpoint.clone() };
-        self.checkpoint.write(&self.key, &self.files.checkpoint(), &self.files.writer_id)
+        self.checkpoint.write(&self.key, &self.files.checkpoint(), &self.files.writer_id)?;
+        self.make_reserve();
+        Ok(())
     }
 
     /// Closes a full file under the name of its first entry, begins a new one, and lets the oldest go when there are too many.

@@ -13,6 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long the audit log is waited for.
+const AUDIT_TIME_MAX: Duration = Duration::from_millis(300);
 /// How long the records are waited for; what lives is dead before that.
 const RECORD_TIME_MAX: Duration = Duration::from_secs(8);
 
@@ -122,7 +124,7 @@ fn here(state: &Path, request: &KillRequest) -> Option<Receipts> {
         Ok(receipts) => return Some(receipts),
         Err(error) => error,
     };
-    let audit = Audit::open(&state.join("audit"), "cli", AuditOptions::default()).map(Arc::new).map_err(|e| causes::one_line(&e));
+    let audit = open_audit(state);
     let killer = Killer {
         state: state.to_owned(),
         latch: Latch::open(state).map(Arc::new).map_err(|e| e.to_string()),
@@ -130,9 +132,31 @@ fn here(state: &Path, request: &KillRequest) -> Option<Receipts> {
         audit: audit.as_ref().ok().cloned(),
     };
     let mut receipts = killer.kill(request);
+    drop(killer);
     receipts.warnings.insert(0, format!("no controller answered on {} ({error}): killed from here", state.display()));
-    receipts.warnings.extend(audit.err().map(|why| format!("not in the audit log: {why}")));
+    receipts.warnings.extend(audit.and_then(close_audit).err().map(|why| format!("not in the audit log: {why}")));
     Some(receipts)
+}
+
+/// Opens the audit log, unless its disk keeps us waiting: a kill does not wait for it.
+fn open_audit(state: &Path) -> Result<Arc<Audit>, String> {
+    let (folder, (told, opened)) = (state.join("audit"), std::sync::mpsc::channel());
+    std::thread::spawn(move || {
+        let audit = Audit::open(&folder, "cli", AuditOptions::default());
+        // Nobody listens any more once it took too long.
+        let _ = told.send(audit.map(Arc::new).map_err(|e| causes::one_line(&e)));
+    });
+    opened.recv_timeout(AUDIT_TIME_MAX).unwrap_or_else(|_| Err(format!("it did not open within {} ms", AUDIT_TIME_MAX.as_millis())))
+}
+
+/// Lets the audit log write what waits, as long as a kill may wait for it.
+fn close_audit(audit: Arc<Audit>) -> Result<(), String> {
+    let (told, closed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        audit.close();
+        let _ = told.send(());
+    });
+    closed.recv_timeout(AUDIT_TIME_MAX).map_err(|_| format!("it was not written within {} ms", AUDIT_TIME_MAX.as_millis()))
 }
 
 fn notes_of(receipts: &Receipts) -> Vec<String> {

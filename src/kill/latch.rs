@@ -253,7 +253,7 @@ impl Latch {
 
     fn read_again(&self) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        let read = open(path).and_then(|file| Ok((stamp(&file.metadata()?), read_slots(&file)?)));
+        let read = File::open(path).and_then(|file| Ok((stamp(&file.metadata()?), read_slots(&file)?)));
         let mut memory = self.memory();
         let (stamp, slots) = match read {
             Ok(read) => read,
