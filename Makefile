@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGETS ?= record gates_file result progress link tree_reader
 INIT := $(INIT_TARGET)/release/mosaic-init
 
-.PHONY: help run test build watch lint lint-fmt lint-clippy lint-doc lint-deny fmt crds bench fuzz clean
+.PHONY: help run test build image watch lint lint-fmt lint-clippy lint-doc lint-deny fmt crds bench fuzz clean
 
 help: ## Show these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ lint-deny:
 fmt: ## Format all sources
 	@.ci/need rustfmt
 	$(CARGO) fmt
+
+image: ## Build the default image of sandboxes, mosaic-sandbox:latest, with Docker
+	@.ci/need docker
+	docker build --tag mosaic-sandbox:latest --file images/sandbox.Dockerfile images
 
 crds: ## Print the custom resource definitions into crds/ anew
 	UPDATE_CRDS=1 $(CARGO) test --locked --test it checked_in_definitions_equal_the_printed_ones

@@ -85,7 +85,9 @@ impl Demo {
 
     async fn start(&self, folders: &Folders) -> Result<Running, Failure> {
         let listen = self.settings.listen.clone().or_else(|| Some("127.0.0.1:0".to_owned()));
-        let settings = Settings { listen, ..self.settings.clone() };
+        // The sample's gates need this machine's compiler, which no image need have.
+        let driver = self.settings.driver.clone().or_else(|| Some("process".to_owned()));
+        let settings = Settings { listen, driver, ..self.settings.clone() };
         let mut config = Config::from_settings(settings, folders.state.clone(), None)?;
         config.local_repos.push(folders.work.clone());
         up::start(&config).await.map_err(|e| Failure::failed(crate::causes::one_line(&e)))

@@ -5,6 +5,8 @@ mod images;
 mod inside;
 mod limits;
 mod outages;
+#[cfg(target_arch = "x86_64")]
+mod probes;
 mod shared;
 
 use crate::contract::{Subject, contract, ended, seen};

@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[cfg(target_arch = "x86_64")]
+#[path = "../it/contracts/sandbox/baits.rs"]
+mod baits;
 #[path = "../it/contracts/sandbox/contract.rs"]
 mod contract;
 mod docker;

@@ -1,5 +1,7 @@
 //! The contract of `Sandbox`: what every driver must do, whatever it is made of.
 
+#[cfg(target_arch = "x86_64")]
+pub mod baits;
 pub mod contract;
 mod crash;
 mod gate;
@@ -10,4 +12,4 @@ mod probes;
 mod process;
 mod user;
 
-pub use contract::{Subject, contract, ended, seen, spec_of, uid, until};
+pub use contract::{PATIENCE, Subject, contract, ended, seen, spec_of, uid, until};

@@ -185,6 +185,8 @@ impl Drop for Mosaic {
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mosaic"));
     command.env_remove("MOSAIC_SERVER").env_remove("MOSAIC_TOKEN").env_remove("MOSAIC_STATE");
+    // Whatever engine this machine has.
+    command.env("MOSAIC_DRIVER", "process");
     command
 }
 

@@ -1,92 +1,28 @@
 //! Attempts from inside, each of which must fail. The list is `probes.py`; the baits are laid here, and the results are read from outside.
 
+use super::baits::{Baits, RUN_PROBES, lay_probes, outcomes};
 use super::process::{Host, ids};
 use super::{seen, until};
 use mosaic::plan::observed::EndCause;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::TcpListener;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
-use std::process::{Child, Command};
 
 /// Fewer are a broken list.
 const PROBES_MIN: usize = 60;
-const MARKER: &str = "61010.25";
-
-/// What lies on the host for the agent to find.
-struct Baits {
-    _sockets: (TcpListener, Option<TcpListener>, UnixListener, UnixListener),
-    memory: i32,
-    bystander: Child,
-    description: Value,
-}
-
-impl Baits {
-    fn lay(host: &Host) -> Self {
-        let state = host.state.path();
-        let folders =
-            [("another tree", "trees/agent-other/tree"), ("another home", "homes/other")].map(|(name, at)| (name, state.join(at)));
-        for (_, folder) in &folders {
-            fs::create_dir_all(folder).unwrap();
-            std::os::unix::fs::chown(folder, Some(ids().uid), Some(ids().gid)).unwrap();
-            fs::write(folder.join("bait"), "bait").unwrap();
-        }
-        fs::write(state.join("token"), "bait").unwrap();
-        let open = TcpListener::bind("127.0.0.1:0").unwrap();
-        let open6 = TcpListener::bind("[::1]:0").ok();
-        let name = format!("mosaic-probe-{}", std::process::id());
-        let hidden = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        let path = state.join("bait.sock");
-        let named = UnixListener::bind(&path).unwrap();
-        let bystander = Command::new("sleep").arg(MARKER).spawn().unwrap();
-        let key = i32::try_from(std::process::id()).unwrap();
-        // SAFETY: a new segment of a page, readable and writable by all; removed in `drop`.
-        let memory = unsafe { libc::shmget(key, 4096, libc::IPC_CREAT | 0o666) };
-        assert!(memory >= 0);
-        let text = |path: &std::path::Path| path.to_str().unwrap().to_owned();
-        let description = json!({
-            "files": {"the token": text(&state.join("token")), "a file of another tree": text(&folders[0].1.join("bait")),
-                "a file of another home": text(&folders[1].1.join("bait")), "the manifest": concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")},
-            "folders": {"the state": text(state), "another tree": text(&folders[0].1), "another home": text(&folders[1].1),
-                "the sources": env!("CARGO_MANIFEST_DIR")},
-            "port": open.local_addr().unwrap().port(),
-            "port6": open6.as_ref().map_or(1, |found| found.local_addr().unwrap().port()),
-            "abstract": name, "socket": text(&path), "pid": bystander.id(), "marker": MARKER,
-            "environment": env!("CARGO_MANIFEST_DIR"), "memory": memory, "key": key,
-        });
-        Self { _sockets: (open, open6, hidden, named), memory, bystander, description }
-    }
-}
-
-impl Drop for Baits {
-    fn drop(&mut self) {
-        let _ = self.bystander.kill();
-        let _ = self.bystander.wait();
-        // SAFETY: the segment is ours.
-        unsafe { libc::shmctl(self.memory, libc::IPC_RMID, std::ptr::null_mut()) };
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_attempt_from_inside_fails() {
     let host = Host::new();
     let sandbox = host.open();
-    let mut baits = Baits::lay(&host);
-    let script = "python3=/usr/bin/python3; $python3 -I probes.py baits.json results.jsonl; code=$?; sleep 0.2; exit $code";
-    let mut spec = host.subject(&sandbox).script("probes-001", 1, script);
+    let mut baits = Baits::lay(host.state.path(), ids());
+    let mut spec = host.subject(&sandbox).script("probes-001", 1, RUN_PROBES);
     spec.task = Some(b"{}".to_vec());
-    fs::write(spec.tree.join("probes.py"), include_str!("probes.py")).unwrap();
-    fs::write(spec.tree.join("baits.json"), baits.description.to_string()).unwrap();
+    lay_probes(&spec.tree, &baits);
     let end = host.subject(&sandbox).run(spec.clone()).await;
     // init was killed, stopped and limited in vain: it lived to report the end.
     assert_eq!(end.cause, EndCause::Exited(0), "{}", end.output_tail);
-    let results = fs::read_to_string(spec.tree.join("results.jsonl")).unwrap();
-    let results: Vec<Value> = results.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let (last, probes) = results.split_last().unwrap();
-    assert_eq!((&last["name"], &last["seen"]), (&json!("end"), &json!(probes.len().to_string())), "the list came to no end");
+    let probes = outcomes(&spec.tree);
     let failed: Vec<&Value> = probes.iter().filter(|probe| probe["outcome"] != "refused").collect();
     assert!(failed.is_empty(), "{failed:#?}");
     let names: BTreeSet<&str> = probes.iter().map(|probe| probe["name"].as_str().unwrap()).collect();
