@@ -133,3 +133,85 @@ fn protect_is_read_from_the_gates_file_and_what_is_no_glob_is_refused_with_its_l
     }
     assert!(read("[[gate]]\nname = 'tamper'\ncommand = 'true'\n").unwrap_err().contains("verdict of its own"));
 }
+
+#[test]
+fn what_stands_in_for_a_gates_tool_is_found() {
+    let added = |command: &str, path: &str| why(command, &[], path, None, Some("a")).is_some();
+    for (command, path) in [
+        // The interpreter looks for a module in the tree before anywhere else.
+        ("python3 -c 'import pytest' || exit 127; python3 -m pytest -q", "pytest.py"),
+        ("python3 -m pytest -q", "pytest/__main__.py"),
+        ("python3 -m pytest -q", "_pytest/__init__.py"),
+        ("python3 -m unittest discover -s tests", "unittest/__init__.py"),
+        ("python3 -Im compileall -q .", "compileall.py"),
+        ("cd sub && python3 -m flake8 .", "sub/flake8.py"),
+        // npm puts this folder before the rest of PATH, and does in this file what it is told.
+        ("npm test", "node_modules/.bin/jest"),
+        ("npm test", "web/node_modules/.bin/jest"),
+        ("npm test", "node_modules/jest/package.json"),
+        ("npm test", ".npmrc"),
+        ("yarn test", ".yarnrc.yml"),
+        ("pnpm test", ".pnpmfile.cjs"),
+        ("bun test", "bunfig.toml"),
+        ("go test ./...", "go.work"),
+        ("python3 -m pytest", "pytest.toml"),
+        ("python3 -m pytest", "sub/.pytest.toml"),
+    ] {
+        assert!(added(command, path), "{command}: {path}");
+    }
+    for (command, path) in [("python3 -m pytest", "app/main.py"), ("python3 -m pytest", "pytest_helpers.py"), ("cargo test", "pytest.py")] {
+        assert!(!added(command, path), "{command}: {path}");
+    }
+}
+
+#[test]
+fn tests_that_are_moved_to_where_nothing_runs_them_are_found() {
+    let moved = |from: &str, to: &str| {
+        let changes = [
+            Change { path: from.into(), before: Some("x".into()), after: None },
+            Change { path: to.into(), before: None, after: Some("x".into()) },
+        ];
+        let judges = Judges { gates: &[], protect: &[] };
+        !tampering(&judges, &changes, &|id| Ok::<_, Infallible>(id.as_bytes().to_vec())).unwrap().is_empty()
+    };
+    for (from, to) in [
+        // A file in a folder of `tests` is no target of cargo's, a name without `test` is none of pytest's, go's or jest's.
+        ("tests/roman.rs", "tests/old/roman.rs"),
+        ("tests/roman.rs", "src/test/roman.rs"),
+        ("tests/test_roman.py", "tests/roman.py"),
+        ("roman_test.go", "tests/roman.go"),
+        ("web/roman.test.ts", "web/tests/roman.ts"),
+    ] {
+        assert!(moved(from, to), "{from} -> {to}");
+    }
+    for (from, to) in [
+        ("tests/roman.rs", "tests/numerals.rs"),
+        ("tests/test_roman.py", "tests/unit/test_numerals.py"),
+        ("a_test.go", "b/a_test.go"),
+        ("web/a.test.ts", "web/deep/b.spec.ts"),
+        ("crates/a/tests/x.rs", "crates/b/tests/x.rs"),
+    ] {
+        assert!(!moved(from, to), "{from} -> {to}");
+    }
+}
+
+#[test]
+fn parts_of_manifests_that_choose_what_is_tested_are_found() {
+    let of = |path: &str, before: &str, after: &str| why("cargo test --workspace", &[], path, Some(before), Some(after)).is_some();
+    let workspace = |text: &str| of("Cargo.toml", "[workspace]\nmembers = ['a', 'b']\n", text);
+    assert!(workspace("[workspace]\nmembers = ['a']\n") && workspace("[workspace]\nmembers = ['a', 'b']\nexclude = ['b']\n"));
+    assert!(workspace("[workspace]\nmembers = ['a', 'b']\ndefault-members = ['a']\n"));
+    assert!(!workspace("[workspace]\nmembers = ['a', 'b', 'c']\n"), "a new member is free");
+    assert!(of("Cargo.toml", "[package]\nname = 'x'\n", "[package]\nname = 'x'\n[lib]\npath = 'src/empty.rs'\n"));
+    let hook = |text: &str| why("python3 -m pytest", &[], "conftest.py", None, Some(text)).is_some();
+    for text in [
+        "def pytest_cmdline_main(config): return 0",
+        "def pytest_configure(config): pass",
+        "pytest_plugins = ['x']",
+        "@pytest.hookimpl(specname='x')",
+    ] {
+        assert!(hook(text), "{text}");
+    }
+    assert!(!hook("import pytest, pytest_asyncio\n@pytest.fixture\ndef a(): return 1"));
+    assert!(why("true", &[], "app/tests.py", Some("def test_a(): pass"), None).is_some(), "tests of a module named tests");
+}
