@@ -39,7 +39,7 @@ const SECRET_BYTES: usize = 32;
 pub fn run(spec: &LaunchSpec, host: Vec<(&'static str, u64)>, control: OwnedFd, log: Ring, doors: Doors) -> ExitReport {
     let not_started = |text: String| ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0 };
     let prepare = || -> Result<(Vec<String>, Confinement, String, OwnedFd), String> {
-        let mut confinement = Confinement::prepare();
+        let mut confinement = Confinement::prepare(spec.limits.memory_watched);
         let evidence = Evidence::collect(host, spec, &confinement)?;
         let mut isolation = evidence.isolation(&spec.allow_missing)?;
         isolation.extend(spec.limits.enforced.iter().cloned());

@@ -30,14 +30,14 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Prepares; what cannot be had is found by the trial.
+    /// Prepares; what cannot be had is found by the trial. `memory_watched`: see `seccomp::sandbox_filter`.
     #[must_use]
-    pub fn prepare() -> Self {
+    pub fn prepare(memory_watched: bool) -> Self {
         let (rules, landlock_missing) = match landlock::prepare() {
             Ok(rules) => (Some(rules), None),
             Err(text) => (None, Some(text)),
         };
-        Self { filter: Some(seccomp::sandbox_filter()), rules, landlock_missing }
+        Self { filter: Some(seccomp::sandbox_filter(memory_watched)), rules, landlock_missing }
     }
 
     /// Leaves out what the trial found missing: what is left is what the operator does not do without.

@@ -125,6 +125,7 @@ impl Inner {
                 file_bytes_max: Some(spec.limits.disk_bytes),
                 // As root it would count the processes of all sandboxes together: they have one uid.
                 processes_max: self.config.ids.unprivileged.then_some(u64::from(spec.limits.pids_max)),
+                memory_watched: self.means().memory == Bound::Watchdog,
             },
             log: log.to_owned(),
         }

@@ -133,7 +133,7 @@ impl Inner {
         let exceeded = match refused_too_often(&spec).or_else(|| memory_exceeded(run, &spec.watch)) {
             None if watch.next.is_none_or(|next| Instant::now() >= next) => {
                 let started = Instant::now();
-                let used = measure(&spec)?;
+                let used = measure(run, &spec)?;
                 let took = started.elapsed();
                 let before = watch.last.replace((started, used));
                 let left = before.and_then(|(at, before)| used.time_left(&before, started - at, &spec.watch));
@@ -173,10 +173,17 @@ fn refused_too_often(spec: &StoredSpec) -> Option<(Limit, String)> {
 
 /// Memory where no control group holds it: what init and its descendants have by themselves, resident or swapped out.
 fn memory_exceeded(run: &Run, spec: &WatchSpec) -> Option<(Limit, String)> {
-    let identity = run.identity().ok().flatten().filter(|_| spec.memory_bytes_max > 0)?;
-    let used: u64 = descendants(identity.pid).into_iter().map(memory_of).sum();
+    if spec.memory_bytes_max == 0 {
+        return None;
+    }
+    let used: u64 = processes_of(run).into_iter().map(memory_of).sum();
     let text = || format!("its processes had {used} bytes of memory, and may have {}", spec.memory_bytes_max);
     (used > spec.memory_bytes_max).then(|| (Limit::Memory, text()))
+}
+
+/// Processes of a run that is in no control group: init and everything below it.
+fn processes_of(run: &Run) -> BTreeSet<i32> {
+    run.identity().ok().flatten().map(|identity| descendants(identity.pid)).unwrap_or_default().into_iter().collect()
 }
 
 /// A process and everything below it. In a pid namespace nothing is lost from sight: orphans become children of its PID 1.
@@ -267,7 +274,7 @@ struct Meter<'a> {
     devices: BTreeSet<u64>,
 }
 
-fn measure(spec: &StoredSpec) -> io::Result<Used> {
+fn measure(run: &Run, spec: &StoredSpec) -> io::Result<Used> {
     let mut meter = Meter { used: Used::default(), spec: &spec.watch, counted: BTreeSet::new(), devices: BTreeSet::new() };
     if let Ok(found) = std::fs::metadata(&spec.launch.tree) {
         meter.devices.insert(found.dev());
@@ -276,7 +283,9 @@ fn measure(spec: &StoredSpec) -> io::Result<Used> {
         meter.walk(folder)?;
     }
     if !meter.is_over() {
-        meter.look_at_open_files(&cgroup::members(&spec.launch.limits.groups)?);
+        let groups = &spec.launch.limits.groups;
+        let pids = if groups.is_empty() { processes_of(run) } else { cgroup::members(groups)? };
+        meter.look_at_open_files(&pids);
     }
     Ok(meter.used)
 }
