@@ -29,6 +29,8 @@ pub struct Change {
     pub before: Option<String>,
     /// In the head.
     pub after: Option<String>,
+    /// Whether the head has a symbolic link there.
+    pub link: bool,
 }
 
 /// What decides verdicts besides the contents.
@@ -90,6 +92,7 @@ pub fn tampering<E>(
         });
         let why = match by_path {
             Some(why) => Some(why),
+            None if change.link && is_manifest(&change.path) => Some("a link hides what decides there"),
             None if needs_content(&change.path) => by_content(&change.path, text(&change.before)?, text(&change.after)?),
             None => None,
         };
@@ -126,7 +129,8 @@ fn decides(path: &str) -> Option<&'static str> {
         ".gitea/",
         ".ci/",
     ];
-    const CI: &[&str] = &[".gitlab-ci.yml", "Jenkinsfile", ".travis.yml", "azure-pipelines.yml", ".drone.yml", ".woodpecker.yml"];
+    const CI: &[&str] =
+        &[".github", ".gitlab-ci.yml", "Jenkinsfile", ".travis.yml", "azure-pipelines.yml", ".drone.yml", ".woodpecker.yml"];
     const NAMES: &str = "pytest.ini .pytest.ini tox.ini noxfile.py .coveragerc codecov.yml .codecov.yml rust-toolchain rust-toolchain.toml \
          clippy.toml .clippy.toml rustfmt.toml .rustfmt.toml deny.toml nextest.toml tarpaulin.toml ruff.toml .ruff.toml mypy.ini .mypy.ini \
          .flake8 .pylintrc pyrightconfig.json biome.json .eslintignore .golangci.yml .golangci.yaml .golangci.toml \
@@ -143,13 +147,16 @@ fn decides(path: &str) -> Option<&'static str> {
         "eslint.config.",
     ];
     let name = path.rsplit('/').next().unwrap_or_default();
-    if path.starts_with(".mosaic/") {
+    // A link in the place of a folder has the folder's name, and tools follow it.
+    let within = |folder: &str| path.starts_with(folder) || Some(path) == folder.strip_suffix('/');
+    if within(".mosaic/") {
         Some("it defines the gates")
-    } else if FOLDERS.iter().any(|folder| path.starts_with(folder)) || CI.contains(&path) {
+    } else if FOLDERS.iter().any(|folder| within(folder)) || CI.contains(&path) {
         Some("it is part of the CI")
     } else if NAMES.split_whitespace().any(|known| known == name)
         || STEMS.iter().any(|stem| name.starts_with(stem))
         || (name.starts_with("tsconfig") && name.ends_with(".json"))
+        || name == ".cargo"
         || path.ends_with(".cargo/config.toml")
         || path.ends_with(".cargo/config")
     {
@@ -202,9 +209,14 @@ fn is_target_file(path: &str, gates: &[GateDefinition]) -> bool {
     (make && calls(gates, "make")) || (just && calls(gates, "just"))
 }
 
-fn needs_content(path: &str) -> bool {
+/// Files of which a part decides, by their names.
+fn is_manifest(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
-    ["package.json", "Cargo.toml", "pyproject.toml", "setup.cfg", "conftest.py"].contains(&name) || is_test(path) || name.ends_with(".rs")
+    ["package.json", "Cargo.toml", "pyproject.toml", "setup.cfg", "conftest.py"].contains(&name)
+}
+
+fn needs_content(path: &str) -> bool {
+    is_manifest(path) || is_test(path) || path.ends_with(".rs")
 }
 
 /// Files of which only a part decides.

@@ -9,7 +9,7 @@ use std::convert::Infallible;
 fn why(command: &str, protect: &[&str], path: &str, before: Option<&str>, after: Option<&str>) -> Option<&'static str> {
     let gates = [GateDefinition { name: "tests".into(), command: command.into(), ..GateDefinition::default() }];
     let protect: Vec<String> = protect.iter().map(|glob| (*glob).to_owned()).collect();
-    let change = Change { path: path.into(), before: before.map(Into::into), after: after.map(Into::into) };
+    let change = Change { path: path.into(), before: before.map(Into::into), after: after.map(Into::into), link: false };
     let found = tampering(&Judges { gates: &gates, protect: &protect }, &[change], &|id| Ok::<_, Infallible>(id.as_bytes().to_vec()));
     found.unwrap().first().map(|(_, why)| *why)
 }
@@ -88,8 +88,8 @@ fn tests_that_are_deleted_skipped_or_fewer_are_found_and_new_ones_are_free() {
     }
     // Moved, not deleted: the same content is under another test's name.
     let moved = [
-        Change { path: "tests/old.rs".into(), before: Some("x".into()), after: None },
-        Change { path: "tests/new.rs".into(), before: None, after: Some("x".into()) },
+        Change { path: "tests/old.rs".into(), before: Some("x".into()), after: None, link: false },
+        Change { path: "tests/new.rs".into(), before: None, after: Some("x".into()), link: false },
     ];
     let judges = Judges { gates: &[], protect: &[] };
     assert!(tampering(&judges, &moved, &|id| Ok::<_, Infallible>(id.as_bytes().to_vec())).unwrap().is_empty());
@@ -111,7 +111,7 @@ fn of_manifests_only_the_part_that_decides_counts() {
 
 #[test]
 fn evidence_names_path_reason_and_the_way_to_approve_and_another_definition_is_another_verdict() {
-    let change = Change { path: "pytest.ini".into(), before: None, after: Some("a".into()) };
+    let change = Change { path: "pytest.ini".into(), before: None, after: Some("a".into()), link: false };
     let text = evidence(&vec![(change, "why"); 30], "abc");
     assert!(
         text.contains("pytest.ini: why") && text.contains("and 10 more") && text.contains("mosaicstack.dev/approve-tamper=abc"),
@@ -168,8 +168,8 @@ fn what_stands_in_for_a_gates_tool_is_found() {
 fn tests_that_are_moved_to_where_nothing_runs_them_are_found() {
     let moved = |from: &str, to: &str| {
         let changes = [
-            Change { path: from.into(), before: Some("x".into()), after: None },
-            Change { path: to.into(), before: None, after: Some("x".into()) },
+            Change { path: from.into(), before: Some("x".into()), after: None, link: false },
+            Change { path: to.into(), before: None, after: Some("x".into()), link: false },
         ];
         let judges = Judges { gates: &[], protect: &[] };
         !tampering(&judges, &changes, &|id| Ok::<_, Infallible>(id.as_bytes().to_vec())).unwrap().is_empty()
@@ -214,4 +214,23 @@ fn parts_of_manifests_that_choose_what_is_tested_are_found() {
     }
     assert!(!hook("import pytest, pytest_asyncio\n@pytest.fixture\ndef a(): return 1"));
     assert!(why("true", &[], "app/tests.py", Some("def test_a(): pass"), None).is_some(), "tests of a module named tests");
+}
+
+#[test]
+fn links_in_the_place_of_what_decides_are_found() {
+    let judges = Judges { gates: &[], protect: &[] };
+    let linked = |path: &str, link: bool| {
+        let change = Change { path: path.into(), before: None, after: Some("elsewhere".into()), link };
+        !tampering(&judges, &[change], &|id| Ok::<_, Infallible>(id.as_bytes().to_vec())).unwrap().is_empty()
+    };
+    // cargo reads its configuration through a link, and pytest a conftest.py.
+    for path in
+        [".cargo", "sub/.cargo", ".mosaic", ".github", ".github/workflows", ".ci", "conftest.py", "tests/conftest.py", "sub/Cargo.toml"]
+    {
+        assert!(linked(path, true), "{path}");
+    }
+    for path in ["docs", "latest.txt", "src/lib.rs", "cargo"] {
+        assert!(!linked(path, true), "{path}");
+    }
+    assert!(!linked("conftest.py", false));
 }
