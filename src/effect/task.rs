@@ -3,6 +3,7 @@
 use crate::api::agent::{AgentType, Feedback, GateDefinition};
 use crate::api::names::{CommitId, Epoch, Role, RunId};
 use crate::api::validate::{ValidAgent, ValidRuntime};
+use crate::plan::gates::keep_start;
 use crate::sandbox::RunSpec;
 use crate::workspace::TreePaths;
 use serde::Serialize;
@@ -95,6 +96,11 @@ pub fn gate_run(
     }
 }
 
+/// Most of an agent's own commit message: with our lines below it stays within what a message may have (`workspace::repository`).
+const SAID_BYTES_MAX: usize = 12 << 10;
+/// Names of the lines that we add to a commit message, as an agent could spell them.
+const OWN_TRAILERS: [&str; 2] = ["mosaic-agent", "mosaic-task"];
+
 /// Key of a gate's tree: unique per run, and a name that a path may hold.
 #[must_use]
 pub fn gate_tree_key(run: &RunId) -> Option<String> {
@@ -104,12 +110,15 @@ pub fn gate_tree_key(run: &RunId) -> Option<String> {
     }
 }
 
-/// Message of the commit: the agent's, or what is known of its task.
+/// Message of the commit: the agent's, or what is known of its task. The lines that say whose work it is are ours alone, and always the last.
 #[must_use]
 pub fn commit_message(agent: &ValidAgent) -> String {
     let run = agent.status.run.as_ref();
-    let said = run.and_then(|run| run.commit_message.clone().or_else(|| run.summary.clone()));
-    let first = said.filter(|text| !text.trim().is_empty()).unwrap_or_else(|| agent.task_id.clone());
+    let said = run.and_then(|run| run.commit_message.clone().or_else(|| run.summary.clone())).unwrap_or_default();
+    let is_ours = |line: &&str| OWN_TRAILERS.iter().any(|name| line.trim_start().to_ascii_lowercase().starts_with(name));
+    let lines: Vec<&str> = keep_start(&said, SAID_BYTES_MAX).lines().filter(|line| !is_ours(line)).collect();
+    let said = lines.join("\n");
+    let first = if said.trim().is_empty() { &agent.task_id } else { &said };
     format!("{}\n\nMosaic-Agent: {}\nMosaic-Task: {}\n", first.trim_end(), agent.uid, agent.task_id.replace(['\r', '\n'], " "))
 }
 

@@ -3,19 +3,22 @@
 //! Flow: changed paths of head against base + commands of the gates + `protect` of the trusted gates file -> what was tampered with, and why.
 //! Pure: contents are read through a function that the caller gives. Dependencies, new tests and ordinary sources are free.
 //!
-//! Stated heuristics, in `tests_of` and `is_test`: what a test file is goes by its path; a deleted one counts unless the same content is
-//! under another test's name; fewer tests or more skip marks than before count in files that were there. A clever agent can weaken a test
-//! within its body: that is for reviewers, not for this.
+//! Stated heuristics: what a test file is goes by its path (`is_test`); a deleted one counts unless the same content is where it still runs
+//! (`still_runs`); fewer tests or more skip marks than before count in files that were there; a new file where a gate's own tool is looked
+//! for counts (`stands_in_for_a_tool`). What a gate runs is the agent's code all the same: one that weakens a test within its body, or ends
+//! the test's process with a success, is for reviewers, not for this.
 
 use crate::api::agent::GateDefinition;
 use ignore::gitignore::GitignoreBuilder;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Name of the verdict.
 pub const TAMPER: &str = "tamper";
 /// Most changes that the evidence lists.
 const TOLD_MAX: usize = 20;
+/// Most new tests of one content that are looked at for where a deleted one went.
+const SAME_MAX: usize = 100;
 
 /// One changed path; contents by their object ids, `None` where there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct Change {
     pub before: Option<String>,
     /// In the head.
     pub after: Option<String>,
+    /// Whether the head has a symbolic link there.
+    pub link: bool,
 }
 
 /// What decides verdicts besides the contents.
@@ -65,17 +70,21 @@ pub fn tampering<E>(
     judges.protect.iter().for_each(|glob| drop(builder.add_line(None, glob)));
     let protect = builder.build().unwrap_or_else(|_| ignore::gitignore::Gitignore::empty());
     let called = called_files(judges.gates);
-    let added: BTreeSet<&String> =
-        changes.iter().filter(|c| c.before.is_none() && is_test(&c.path)).filter_map(|c| c.after.as_ref()).collect();
+    let mut added: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for change in changes.iter().filter(|c| c.before.is_none() && is_test(&c.path)) {
+        added.entry(change.after.as_deref().unwrap_or_default()).or_default().push(&change.path);
+    }
     let mut found = Vec::new();
     for change in changes {
-        let moved = change.before.as_ref().is_some_and(|before| added.contains(before));
+        let mut same = change.before.as_deref().and_then(|before| added.get(before)).into_iter().flatten().take(SAME_MAX);
         let by_path = decides(&change.path).or_else(|| {
             if protect.matched_path_or_any_parents(&change.path, false).is_ignore() {
                 Some("it is protected by the gates file")
             } else if called.contains(change.path.as_str()) || is_target_file(&change.path, judges.gates) {
                 Some("a gate's command calls it")
-            } else if change.after.is_none() && is_test(&change.path) && !moved {
+            } else if change.before.is_none() && stands_in_for_a_tool(&change.path, judges.gates) {
+                Some("a gate would take it for its own tool")
+            } else if change.after.is_none() && is_test(&change.path) && !same.any(|new| still_runs(&change.path, new)) {
                 Some("a test was deleted")
             } else {
                 None
@@ -83,6 +92,7 @@ pub fn tampering<E>(
         });
         let why = match by_path {
             Some(why) => Some(why),
+            None if change.link && is_manifest(&change.path) => Some("a link hides what decides there"),
             None if needs_content(&change.path) => by_content(&change.path, text(&change.before)?, text(&change.after)?),
             None => None,
         };
@@ -119,10 +129,12 @@ fn decides(path: &str) -> Option<&'static str> {
         ".gitea/",
         ".ci/",
     ];
-    const CI: &[&str] = &[".gitlab-ci.yml", "Jenkinsfile", ".travis.yml", "azure-pipelines.yml", ".drone.yml", ".woodpecker.yml"];
+    const CI: &[&str] =
+        &[".github", ".gitlab-ci.yml", "Jenkinsfile", ".travis.yml", "azure-pipelines.yml", ".drone.yml", ".woodpecker.yml"];
     const NAMES: &str = "pytest.ini .pytest.ini tox.ini noxfile.py .coveragerc codecov.yml .codecov.yml rust-toolchain rust-toolchain.toml \
          clippy.toml .clippy.toml rustfmt.toml .rustfmt.toml deny.toml nextest.toml tarpaulin.toml ruff.toml .ruff.toml mypy.ini .mypy.ini \
-         .flake8 .pylintrc pyrightconfig.json biome.json .eslintignore .golangci.yml .golangci.yaml .golangci.toml";
+         .flake8 .pylintrc pyrightconfig.json biome.json .eslintignore .golangci.yml .golangci.yaml .golangci.toml \
+         pytest.toml .pytest.toml .npmrc .yarnrc .yarnrc.yml .pnpmfile.cjs pnpm-workspace.yaml bunfig.toml go.work";
     const STEMS: &[&str] = &[
         "jest.config.",
         "vitest.config.",
@@ -135,13 +147,16 @@ fn decides(path: &str) -> Option<&'static str> {
         "eslint.config.",
     ];
     let name = path.rsplit('/').next().unwrap_or_default();
-    if path.starts_with(".mosaic/") {
+    // A link in the place of a folder has the folder's name, and tools follow it.
+    let within = |folder: &str| path.starts_with(folder) || Some(path) == folder.strip_suffix('/');
+    if within(".mosaic/") {
         Some("it defines the gates")
-    } else if FOLDERS.iter().any(|folder| path.starts_with(folder)) || CI.contains(&path) {
+    } else if FOLDERS.iter().any(|folder| within(folder)) || CI.contains(&path) {
         Some("it is part of the CI")
     } else if NAMES.split_whitespace().any(|known| known == name)
         || STEMS.iter().any(|stem| name.starts_with(stem))
         || (name.starts_with("tsconfig") && name.ends_with(".json"))
+        || name == ".cargo"
         || path.ends_with(".cargo/config.toml")
         || path.ends_with(".cargo/config")
     {
@@ -166,21 +181,42 @@ fn called_files(gates: &[GateDefinition]) -> BTreeSet<&str> {
     found
 }
 
+/// Whether a gate's command names a program or a module.
+fn calls(gates: &[GateDefinition], name: &str) -> bool {
+    let words = |gate: &GateDefinition| gate.command.split(|c: char| !c.is_alphanumeric() && c != '-').any(|word| word == name);
+    gates.iter().any(words)
+}
+
+/// Whether a gate's tool would be looked for at this path before where it really is: `python3 -m` takes modules of the working directory
+/// first, and npm and its like put `node_modules/.bin` before the rest of PATH.
+fn stands_in_for_a_tool(path: &str, gates: &[GateDefinition]) -> bool {
+    const MODULES: &[&str] =
+        &["pytest", "unittest", "compileall", "doctest", "mypy", "flake8", "ruff", "pylint", "black", "isort", "coverage", "tox", "nox"];
+    const RUNNERS: &[&str] = &["npm", "npx", "yarn", "pnpm", "bun", "node"];
+    let is_named = |module: &str| {
+        let parts = path.split('/').map(|part| part.split('.').next().unwrap_or_default());
+        parts.map(|part| part.strip_prefix('_').unwrap_or(part)).any(|part| part == module)
+    };
+    MODULES.iter().any(|module| is_named(module) && calls(gates, module))
+        || (path.split('/').any(|part| part == "node_modules") && RUNNERS.iter().any(|runner| calls(gates, runner)))
+}
+
 /// Makefiles and justfiles, if a gate calls `make` or `just`.
 fn is_target_file(path: &str, gates: &[GateDefinition]) -> bool {
-    let calls = |program: &str| {
-        let words = |gate: &GateDefinition| gate.command.split(|c: char| !c.is_alphanumeric() && c != '-').any(|word| word == program);
-        gates.iter().any(words)
-    };
     let name = path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
     let make = ["makefile", "gnumakefile"].contains(&name.as_str()) || name.ends_with(".mk");
     let just = ["justfile", ".justfile"].contains(&name.as_str()) || name.ends_with(".just");
-    (make && calls("make")) || (just && calls("just"))
+    (make && calls(gates, "make")) || (just && calls(gates, "just"))
+}
+
+/// Files of which a part decides, by their names.
+fn is_manifest(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    ["package.json", "Cargo.toml", "pyproject.toml", "setup.cfg", "conftest.py"].contains(&name)
 }
 
 fn needs_content(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    ["package.json", "Cargo.toml", "pyproject.toml", "setup.cfg", "conftest.py"].contains(&name) || is_test(path) || name.ends_with(".rs")
+    is_manifest(path) || is_test(path) || path.ends_with(".rs")
 }
 
 /// Files of which only a part decides.
@@ -189,7 +225,8 @@ fn by_content(path: &str, before: Option<String>, after: Option<String>) -> Opti
     let differs = |part: &dyn Fn(&str) -> String| part(old) != part(new);
     match path.rsplit('/').next().unwrap_or_default() {
         "package.json" => differs(&json_part).then_some("its scripts or its test and lint settings changed"),
-        "Cargo.toml" => differs(&cargo_part).then_some("its lints, test targets or profiles changed"),
+        "Cargo.toml" if differs(&cargo_part) => Some("its lints, test targets or profiles changed"),
+        "Cargo.toml" => leaves_members_out(old, new).then_some("it leaves members of the workspace out"),
         "pyproject.toml" => differs(&pyproject_part).then_some("its settings of tests, coverage or lints changed"),
         "setup.cfg" => differs(&setup_part).then_some("its settings of tests, coverage or lints changed"),
         "conftest.py" => more(COLLECTION_MARKS, old, new).then_some("it changes which tests run"),
@@ -200,8 +237,17 @@ fn by_content(path: &str, before: Option<String>, after: Option<String>) -> Opti
     }
 }
 
-const COLLECTION_MARKS: &[&str] =
-    &["collect_ignore", "pytest_collection", "pytest_ignore_collect", "pytest_runtest", "pytest_session", "skip"];
+const COLLECTION_MARKS: &[&str] = &[
+    "collect_ignore",
+    "pytest_collection",
+    "pytest_ignore_collect",
+    "pytest_runtest",
+    "pytest_session",
+    "def pytest_",
+    "pytest_plugins",
+    "hookimpl",
+    "skip",
+];
 const SKIP_MARKS: &[&str] = &[
     concat!("#[", "ignore"),
     "mark.skip",
@@ -249,15 +295,27 @@ fn cargo_part(text: &str) -> String {
     let paths: &[&[&str]] = &[
         &["lints"],
         &["workspace", "lints"],
+        &["workspace", "default-members"],
         &["profile"],
         &["test"],
         &["package", "autotests"],
         &["package", "build"],
+        &["lib", "path"],
         &["lib", "test"],
         &["lib", "doctest"],
         &["lib", "harness"],
     ];
     toml_part(text, paths)
+}
+
+/// Whether members that were in the workspace no longer are, so that nobody tests them; new ones are free.
+fn leaves_members_out(old: &str, new: &str) -> bool {
+    let list = |text: &str, key: &str| -> BTreeSet<String> {
+        let table = text.parse::<toml::Table>().unwrap_or_default();
+        let items = table.get("workspace").and_then(|workspace| workspace.get(key)).and_then(toml::Value::as_array);
+        items.into_iter().flatten().filter_map(toml::Value::as_str).map(str::to_owned).collect()
+    };
+    !list(old, "members").is_subset(&list(new, "members")) || !list(new, "exclude").is_subset(&list(old, "exclude"))
 }
 
 fn pyproject_part(text: &str) -> String {
@@ -283,8 +341,20 @@ fn setup_part(text: &str) -> String {
 fn is_test(path: &str) -> bool {
     let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
     let source = [".py", ".rs", ".go", ".js", ".jsx", ".ts", ".tsx", ".mjs", ".sh"].iter().any(|end| name.ends_with(end));
-    let stem = name.split('.').next().unwrap_or_default();
     let in_folder = folders.split('/').any(|folder| ["tests", "test", "__tests__", "spec"].contains(&folder));
-    let by_name = stem.starts_with("test_") || stem.ends_with("_test") || name.contains(".test.") || name.contains(".spec.");
-    source && (in_folder || by_name)
+    source && (in_folder || is_test_name(name))
+}
+
+/// Whether test runners find a file by its name.
+fn is_test_name(name: &str) -> bool {
+    let stem = name.split('.').next().unwrap_or_default();
+    let known = stem.starts_with("test_") || stem.ends_with("_test") || ["test", "tests"].contains(&stem);
+    known || name.contains(".test.") || name.contains(".spec.")
+}
+
+/// Whether a test that was moved is still found by what found it: by its name, or, in Rust, as a file directly in `tests`.
+fn still_runs(from: &str, to: &str) -> bool {
+    let has_name = |path: &str| is_test_name(path.rsplit('/').next().unwrap_or_default());
+    let is_target = |path: &str| path.ends_with(".rs") && path.rsplit('/').nth(1) == Some("tests");
+    (!is_target(from) || is_target(to)) && (!has_name(from) || has_name(to))
 }

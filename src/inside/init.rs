@@ -16,6 +16,7 @@ use crate::inside::wire::{
     hold_millis,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 use std::fmt::Write as _;
@@ -38,7 +39,7 @@ const SECRET_BYTES: usize = 32;
 pub fn run(spec: &LaunchSpec, host: Vec<(String, u64)>, control: OwnedFd, log: Ring, doors: Doors) -> ExitReport {
     let not_started = |text: String| ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0, counters: None };
     let prepare = || -> Result<(Vec<String>, Confinement, String, OwnedFd), String> {
-        let mut confinement = Confinement::prepare(spec.contained);
+        let mut confinement = Confinement::prepare(spec.contained, spec.limits.memory_watched);
         let evidence = Evidence::collect(host, spec, &confinement)?;
         let mut isolation = evidence.isolation(&spec.allow_missing)?;
         isolation.extend(spec.limits.enforced.iter().cloned());
@@ -113,7 +114,7 @@ fn execute(spec: &LaunchSpec, confinement: Confinement, doors: Doors) -> Result<
     let (program, args) = spec.args.split_first().ok_or("there is no command")?;
     let pipes = || -> std::io::Result<(OwnedFd, OwnedFd, OwnedFd)> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK)?;
+        rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)?;
         let second = write.try_clone()?;
         Ok((read, write, second))
     };
@@ -139,14 +140,24 @@ fn execute(spec: &LaunchSpec, confinement: Confinement, doors: Doors) -> Result<
 }
 
 /// Makes the links that tools need in HOME. HOME may hold anything that an earlier attempt left there: what fails is the tool's matter.
+/// A link of the agent's is never followed: init has descriptors that lead out of the sandbox (`/proc/self/fd`), and as an ordinary user
+/// its uid may write there.
 fn link_home(spec: &LaunchSpec) {
     for (place, target) in &spec.home_links {
-        let place = Path::new(HOME).join(place);
-        if let Some(parent) = place.parent() {
-            let _ = std::fs::create_dir_all(parent);
-        }
-        let _ = std::os::unix::fs::symlink(target, place);
+        let _ = link_beneath_home(place, target);
     }
+}
+
+fn link_beneath_home(place: &Path, target: &Path) -> rustix::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let mut folder = rustix::fs::open(HOME, flags, Mode::empty())?;
+    for name in place.parent().into_iter().flat_map(Path::components) {
+        // What is there already is opened, if it is a folder.
+        let _ = rustix::fs::mkdirat(&folder, name.as_os_str(), Mode::from_raw_mode(0o755));
+        folder = rustix::fs::openat2(&folder, name.as_os_str(), flags, Mode::empty(), resolve)?;
+    }
+    rustix::fs::symlinkat(target, &folder, place.file_name().ok_or(Errno::INVAL)?)
 }
 
 /// What the command gets: init's own, then the run's. In a container what the image says comes before both, and its programs after the tools.

@@ -42,6 +42,8 @@ pub struct LimitSpec {
     pub pids_max: Option<u64>,
     /// Most processes and threads of the sandbox's user in its user namespace (kernels before 5.14 count them outside as well).
     pub processes_max: Option<u64>,
+    /// Memory is held by a look at the processes alone: what they could hide from it is refused.
+    pub memory_watched: bool,
 }
 
 /// The open doors of a command's control groups.

@@ -122,6 +122,10 @@ pub const DENIED_HERE: &[c_long] = &[
 #[cfg(target_arch = "aarch64")]
 pub const DENIED_HERE: &[c_long] = &[libc::SYS_kexec_file_load];
 
+/// Makes memory that no process shows as its own: refused where only processes are looked at (`ENOSYS`; libraries then use files in
+/// `/dev/shm`, whose size is bounded).
+pub const UNSEEN_MEMORY: &[c_long] = &[libc::SYS_memfd_create, libc::SYS_memfd_secret, libc::SYS_shmget];
+
 const fn is_one_of(argument: u32, mask: u32, values: &'static [u32]) -> Condition {
     Condition { argument, mask, is_one: true, values }
 }
@@ -219,11 +223,12 @@ pub const RULES: &[Rule] = &[
     Rule { call: libc::SYS_renameat2, errno: libc::EINVAL, when: &[is_none_of(4, bits::WHITEOUT, &[0])] },
 ];
 
-/// The filter of a sandbox.
+/// The filter of a sandbox. `memory_watched`: its memory is what its processes show, because no control group holds it.
 #[must_use]
-pub fn sandbox_filter() -> Vec<sock_filter> {
+pub fn sandbox_filter(memory_watched: bool) -> Vec<sock_filter> {
     let denied = DENIED.iter().chain(DENIED_HERE).map(|call| Rule { call: *call, errno: libc::EPERM, when: &[] });
-    let rules: Vec<Rule> = denied.chain(RULES.iter().copied()).collect();
+    let unseen = UNSEEN_MEMORY.iter().filter(|_| memory_watched).map(|call| Rule { call: *call, errno: libc::ENOSYS, when: &[] });
+    let rules: Vec<Rule> = denied.chain(unseen).chain(RULES.iter().copied()).collect();
     compile(&rules)
 }
 

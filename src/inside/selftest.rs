@@ -31,14 +31,14 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Prepares; what cannot be had is found by the trial.
+    /// Prepares; what cannot be had is found by the trial. `memory_watched`: see `seccomp::sandbox_filter`.
     #[must_use]
-    pub fn prepare(contained: bool) -> Self {
+    pub fn prepare(contained: bool, memory_watched: bool) -> Self {
         let (rules, landlock_missing) = match landlock::prepare(contained) {
             Ok(rules) => (Some(rules), None),
             Err(text) => (None, Some(text)),
         };
-        Self { filter: Some(seccomp::sandbox_filter()), rules, contained, landlock_missing }
+        Self { filter: Some(seccomp::sandbox_filter(memory_watched)), rules, contained, landlock_missing }
     }
 
     /// Leaves out what the trial found missing: what is left is what the operator does not do without.

@@ -340,6 +340,34 @@ mod tests {
     }
 
     #[test]
+    fn delegated_group_of_version_two_gives_its_controllers_to_the_runs() {
+        let root = tempfile::tempdir().unwrap();
+        let own = root.path().join("service");
+        fs::create_dir(&own).unwrap();
+        fs::write(own.join("cgroup.controllers"), "cpu io memory pids\n").unwrap();
+        let all: BTreeSet<&'static str> = CONTROLLERS.into();
+        let (place, controllers) = prepare_two(root.path(), &own, &all).unwrap();
+        assert_eq!((&place, &controllers), (&own, &all));
+        assert_eq!(fs::read_to_string(own.join("cgroup.subtree_control")).unwrap(), "+cpu +memory +pids");
+        // Whoever starts us anew puts us into our own child, because the group above takes no processes any more.
+        let child = make_folder(&own.join(OWN_GROUP)).unwrap();
+        assert_eq!(prepare_two(root.path(), &child, &all).unwrap().0, own);
+        let hierarchies = Hierarchies { one: BTreeMap::new(), two: Some((place, controllers)), prefix: "mosaic-x-".to_owned() };
+        let uid = crate::api::names::Uid::new("agent-0001").unwrap();
+        let run = RunId { uid, attempt: crate::api::names::Attempt(1), role: crate::api::names::Role::Agent };
+        let [group] = <[PathBuf; 1]>::try_from(hierarchies.groups_of(&run)).unwrap();
+        fs::create_dir(&group).unwrap();
+        fs::write(group.join("memory.swap.max"), "max").unwrap();
+        hierarchies.make(&run, &Limits { cpu_millis: 1500, memory_bytes: 1 << 30, pids_max: 77, disk_bytes: 1 }).unwrap();
+        let set = |file: &str| fs::read_to_string(group.join(file)).unwrap();
+        assert_eq!((set("memory.max"), set("memory.swap.max"), set("pids.max")), ((1 << 30).to_string(), "0".into(), "77".into()));
+        assert_eq!((set("cpu.max"), set("cpu.weight")), ("150000 100000".into(), "25".into()));
+        fs::write(group.join("memory.events"), "low 0\noom 3\noom_kill 2\n").unwrap();
+        fs::write(group.join("pids.events"), "max 5\n").unwrap();
+        assert_eq!(limits::count(&[group]), limits::Counters { oom_kills: 2, pids_refused: 5 });
+    }
+
+    #[test]
     fn mounted_part_of_a_hierarchy_is_found_in_a_container() {
         let mounts = "40 31 0:40 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         let two = |path: &str| Places::parse(&format!("0::{path}\n"), mounts, &CONTROLLERS).two.unwrap().1;

@@ -62,7 +62,8 @@ pub(super) fn changes(
     let id = |file: git2::DiffFile<'_>| (!file.id().is_zero() && file.mode() != FileMode::Commit).then(|| file.id().to_string());
     let changes = diff.deltas().map(|delta| {
         let path = delta.new_file().path_bytes().or_else(|| delta.old_file().path_bytes()).unwrap_or_default();
-        Change { path: String::from_utf8_lossy(path).into_owned(), before: id(delta.old_file()), after: id(delta.new_file()) }
+        let link = delta.new_file().mode() == FileMode::Link;
+        Change { path: String::from_utf8_lossy(path).into_owned(), before: id(delta.old_file()), after: id(delta.new_file()), link }
     });
     Ok(changes.collect())
 }

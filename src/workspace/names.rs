@@ -10,9 +10,10 @@ pub(super) fn refusal(name: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Whether a name is text that can be shown and typed.
+/// Whether a name is text that can be shown and typed, and reads as what it is: nothing in it turns the direction of writing round.
 pub(super) fn is_readable(name: &[u8]) -> bool {
-    std::str::from_utf8(name).is_ok_and(|text| !text.chars().any(char::is_control))
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    std::str::from_utf8(name).is_ok_and(|text| !text.chars().any(|c| c.is_control() || turns(c)))
 }
 
 /// `.git` as git, HFS+ and NTFS read it: any case, ignorable characters, trailing dots and spaces, streams, the short name.
@@ -47,5 +48,7 @@ mod tests {
         assert!(is_readable("übung.txt".as_bytes()));
         assert!(!is_readable(b"a\nb"));
         assert!(!is_readable(b"\xff\xfe"));
+        assert!(is_readable("\u{627}\u{644}\u{633}.txt".as_bytes()));
+        assert!(!is_readable("invoice\u{202e}txt.sh".as_bytes()) && !is_readable("a\u{2066}b".as_bytes()));
     }
 }

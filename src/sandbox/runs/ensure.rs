@@ -148,6 +148,7 @@ impl Runs {
                 processes_max: None,
                 memory_bytes_max: None,
                 pids_max: None,
+                memory_watched: maker.means().memory == Bound::Watchdog,
             },
             log: log.to_owned(),
         }

@@ -6,17 +6,22 @@
 //! less often; only what grows so fast that it would be over the limit by then is looked at sooner. What is counted: allocated blocks (a sparse file counts what it really has), each inode once however many names it has, and
 //! files that are deleted but still open in a process of the run.
 //!
+//! Tree and HOME are kept between attempts. One that begins over its limit, because the one before it went over, has `GRACE` to remove what
+//! is too much, and may grow by hardly anything meanwhile; far over the limit there is no grace.
+//!
 //! What it does not see: what is written and removed between two looks, files that are deleted and closed but still mapped, or on their way
 //! through a socket; and nothing at all while no controller runs (the lease bounds that). A run can therefore exceed its limit by what it
 //! writes in one interval.
 
 use super::stop::groups_of;
 use super::{Run, Runs};
+use crate::api::names::{Attempt, Role};
 use crate::inside::wire::{FILE_LIMIT, FILE_SESSION, FILE_SPEC, FOLDER_OUT, LimitReport};
 use crate::inside::{limits, system};
 use crate::plan::observed::Limit;
 use crate::sandbox::folder::{RunFolder, Session, StoredSpec};
 use crate::sandbox::{RunSpec, cgroup};
+use k8s_openapi::jiff::Timestamp;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +49,12 @@ const DEPTH_MAX: usize = 128;
 const DESCRIPTORS_MAX: usize = 64 * 1024;
 /// Refused processes that are no accident any more: a build that forks too wide gives up long before.
 const PIDS_REFUSED_MAX: u64 = 10_000;
+/// How long an attempt that begins over its limit may stay so,
+const GRACE: Duration = Duration::from_secs(60);
+/// by how much it may grow meanwhile, as a part of the limit (its tools write before it can remove anything),
+const GRACE_SHARE: u64 = 20;
+/// and how many times the limit is too far for that.
+const GRACE_TIMES_MAX: u64 = 2;
 /// A block as `stat` counts it.
 const BLOCK_BYTES: u64 = 512;
 
@@ -57,6 +68,8 @@ pub struct WatchSpec {
     pub disk_bytes_max: u64,
     /// Most inodes in all of them together.
     pub inodes_max: u64,
+    /// What an earlier attempt left in them.
+    pub begun: Used,
     /// Most memory that its processes may have together; 0: the kernel holds that.
     pub memory_bytes_max: u64,
     /// Processes that it may have, for the sentence.
@@ -75,8 +88,41 @@ impl WatchSpec {
         let disk_bytes_max = spec.limits.disk_bytes;
         let inodes_max = (disk_bytes_max / BYTES_PER_INODE).max(INODES_MIN);
         let memory_bytes_max = if memory { spec.limits.memory_bytes } else { 0 };
-        Self { folders, disk_bytes_max, inodes_max, memory_bytes_max, pids_max: spec.limits.pids_max }
+        let pids_max = spec.limits.pids_max;
+        let mut watched = Self { folders, disk_bytes_max, inodes_max, begun: Used::default(), memory_bytes_max, pids_max };
+        if spec.run.attempt > Attempt(1) && spec.run.role == Role::Agent {
+            watched.begun = watched.left_behind();
+        }
+        watched
     }
+
+    /// What is in the folders before the start; nothing if that is too much for any grace, or cannot be measured.
+    fn left_behind(&self) -> Used {
+        let far = Bounds { bytes_max: GRACE_TIMES_MAX * self.disk_bytes_max, inodes_max: GRACE_TIMES_MAX * self.inodes_max, depth: false };
+        let mut meter = Meter { used: Used::default(), bounds: far, counted: BTreeSet::new(), devices: BTreeSet::new() };
+        let walked = self.folders.iter().try_for_each(|folder| meter.walk(folder));
+        if walked.is_err() || meter.is_over() { Used::default() } else { meter.used }
+    }
+
+    /// What may be there after so much time.
+    fn bounds(&self, running: Duration) -> Bounds {
+        let Self { disk_bytes_max, inodes_max, begun, .. } = *self;
+        let raised = |begun: u64, max: u64| if begun > max { begun + max / GRACE_SHARE } else { max };
+        if running >= GRACE {
+            Bounds { bytes_max: disk_bytes_max, inodes_max, depth: true }
+        } else {
+            Bounds { bytes_max: raised(begun.bytes, disk_bytes_max), inodes_max: raised(begun.inodes, inodes_max), depth: !begun.too_deep }
+        }
+    }
+}
+
+/// What may be there now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bounds {
+    bytes_max: u64,
+    inodes_max: u64,
+    /// Whether folders may not be nested deeper than is measured.
+    depth: bool,
 }
 
 /// The upper folder of the overlay that is mounted at this very place.
@@ -135,13 +181,14 @@ impl Runs {
         let exceeded = match refused_too_often(&groups, &spec).or_else(|| memory_exceeded(run, &spec.watch)) {
             None if watch.next.is_none_or(|next| Instant::now() >= next) => {
                 let started = Instant::now();
-                let used = measure(&spec, &groups)?;
+                let bounds = spec.watch.bounds(running_for(run)?);
+                let used = measure(run, &spec, &groups, bounds)?;
                 let took = started.elapsed();
                 let before = watch.last.replace((started, used));
-                let left = before.and_then(|(at, before)| used.time_left(&before, started - at, &spec.watch));
+                let left = before.and_then(|(at, before)| used.time_left(&before, started - at, bounds));
                 let usual = (took * LOOK_SHARE).min(LOOK_PAUSE_MAX);
                 watch.next = Some(Instant::now() + left.map_or(usual, |left| usual.min(left / 2).max(took)));
-                used.exceeds(&spec.watch)
+                used.exceeds(bounds).map(|limit| (limit, used.sentence(limit, &spec.watch)))
             }
             other => other,
         };
@@ -168,6 +215,12 @@ fn stored(run: &Run, watch: &mut Watch) -> io::Result<Option<Arc<StoredSpec>>> {
     Ok(watch.spec.clone())
 }
 
+/// Since its grant, by the wall clock: the grace goes on when the controller starts anew.
+fn running_for(run: &Run) -> io::Result<Duration> {
+    let granted_at = run.session()?.map_or(0, |session| session.granted_at_millis);
+    Ok(Duration::from_millis(u64::try_from(Timestamp::now().as_millisecond() - granted_at).unwrap_or(0)))
+}
+
 fn refused_too_often(groups: &[PathBuf], spec: &StoredSpec) -> Option<(Limit, String)> {
     let refused = limits::count(groups).pids_refused;
     (refused > PIDS_REFUSED_MAX).then(|| (Limit::Pids, pids_message(spec.watch.pids_max, refused)))
@@ -175,10 +228,17 @@ fn refused_too_often(groups: &[PathBuf], spec: &StoredSpec) -> Option<(Limit, St
 
 /// Memory where no control group holds it: what init and its descendants have by themselves, resident or swapped out.
 fn memory_exceeded(run: &Run, spec: &WatchSpec) -> Option<(Limit, String)> {
-    let identity = run.identity().ok().flatten().filter(|_| spec.memory_bytes_max > 0)?;
-    let used: u64 = descendants(identity.pid).into_iter().map(memory_of).sum();
+    if spec.memory_bytes_max == 0 {
+        return None;
+    }
+    let used: u64 = processes_of(run).into_iter().map(memory_of).sum();
     let text = || format!("its processes had {used} bytes of memory, and may have {}", spec.memory_bytes_max);
     (used > spec.memory_bytes_max).then(|| (Limit::Memory, text()))
+}
+
+/// Processes of a run that is in no control group: init and everything below it.
+fn processes_of(run: &Run) -> BTreeSet<i32> {
+    run.identity().ok().flatten().map(|identity| descendants(identity.pid)).unwrap_or_default().into_iter().collect()
 }
 
 /// A process and everything below it. In a pid namespace nothing is lost from sight: orphans become children of its PID 1.
@@ -213,37 +273,50 @@ pub(crate) fn pids_message(pids_max: u32, refused: u64) -> String {
 }
 
 /// What a run has on the disk.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Used {
-    bytes: u64,
-    inodes: u64,
-    too_deep: bool,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Used {
+    /// Allocated bytes.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub inodes: u64,
+    /// Whether folders are nested deeper than is measured.
+    pub too_deep: bool,
 }
 
 impl Used {
     /// How long it takes until a limit is reached, if it goes on as since an earlier look; `None` when nothing grows.
-    fn time_left(&self, before: &Self, since: Duration, spec: &WatchSpec) -> Option<Duration> {
+    fn time_left(&self, before: &Self, since: Duration, bounds: Bounds) -> Option<Duration> {
         let left = |now: u64, before: u64, max: u64| {
             let grown = now.checked_sub(before).filter(|grown| *grown > 0)?;
             let parts = max.saturating_sub(now).div_ceil(grown);
             Some(since.saturating_mul(u32::try_from(parts).unwrap_or(u32::MAX)))
         };
-        let bytes = left(self.bytes, before.bytes, spec.disk_bytes_max);
-        let inodes = left(self.inodes, before.inodes, spec.inodes_max);
+        let bytes = left(self.bytes, before.bytes, bounds.bytes_max);
+        let inodes = left(self.inodes, before.inodes, bounds.inodes_max);
         bytes.into_iter().chain(inodes).min()
     }
 
-    fn exceeds(&self, spec: &WatchSpec) -> Option<(Limit, String)> {
-        let Self { bytes, inodes, too_deep } = self;
-        if spec.disk_bytes_max == 0 {
+    fn exceeds(&self, bounds: Bounds) -> Option<Limit> {
+        if bounds.bytes_max == 0 {
             None
-        } else if *bytes > spec.disk_bytes_max {
-            Some((Limit::Disk, format!("its files have {bytes} bytes on the disk, and it may have {}", spec.disk_bytes_max)))
-        } else if *inodes > spec.inodes_max {
-            Some((Limit::Inodes, format!("it has {inodes} files and folders or more, and may have {}", spec.inodes_max)))
+        } else if self.bytes > bounds.bytes_max {
+            Some(Limit::Disk)
         } else {
-            too_deep.then(|| (Limit::Inodes, format!("its folders are nested deeper than {DEPTH_MAX}, where nothing is measured")))
+            (self.inodes > bounds.inodes_max || (self.too_deep && bounds.depth)).then_some(Limit::Inodes)
         }
+    }
+
+    fn sentence(&self, limit: Limit, spec: &WatchSpec) -> String {
+        let Self { bytes, inodes, .. } = self;
+        let what = if limit == Limit::Disk {
+            format!("its files have {bytes} bytes on the disk, and it may have {}", spec.disk_bytes_max)
+        } else if *inodes > spec.inodes_max {
+            format!("it has {inodes} files and folders or more, and may have {}", spec.inodes_max)
+        } else {
+            format!("its folders are nested deeper than {DEPTH_MAX}, where nothing is measured")
+        };
+        format!("{what}; an attempt that begins so has {} s to remove what is too much", GRACE.as_secs())
     }
 }
 
@@ -261,16 +334,16 @@ fn open_closed(folder: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io
 }
 
 /// A measurement that goes on until something is exceeded.
-struct Meter<'a> {
+struct Meter {
     used: Used,
-    spec: &'a WatchSpec,
+    bounds: Bounds,
     /// Inodes with several names, and open ones without any: each counts once.
     counted: BTreeSet<(u64, u64)>,
     devices: BTreeSet<u64>,
 }
 
-fn measure(spec: &StoredSpec, groups: &[PathBuf]) -> io::Result<Used> {
-    let mut meter = Meter { used: Used::default(), spec: &spec.watch, counted: BTreeSet::new(), devices: BTreeSet::new() };
+fn measure(run: &Run, spec: &StoredSpec, groups: &[PathBuf], bounds: Bounds) -> io::Result<Used> {
+    let mut meter = Meter { used: Used::default(), bounds, counted: BTreeSet::new(), devices: BTreeSet::new() };
     if let Ok(found) = std::fs::metadata(&spec.launch.tree) {
         meter.devices.insert(found.dev());
     }
@@ -278,14 +351,15 @@ fn measure(spec: &StoredSpec, groups: &[PathBuf]) -> io::Result<Used> {
         meter.walk(folder)?;
     }
     if !meter.is_over() {
-        meter.look_at_open_files(&cgroup::members(groups)?);
+        let pids = if groups.is_empty() { processes_of(run) } else { cgroup::members(groups)? };
+        meter.look_at_open_files(&pids);
     }
     Ok(meter.used)
 }
 
-impl Meter<'_> {
+impl Meter {
     fn is_over(&self) -> bool {
-        self.used.exceeds(self.spec).is_some()
+        self.used.exceeds(self.bounds).is_some()
     }
 
     fn add(&mut self, found: &Stat) {
@@ -373,13 +447,37 @@ mod tests {
 
     #[test]
     fn what_grows_fast_is_looked_at_sooner() {
-        let spec = WatchSpec { disk_bytes_max: 1000, inodes_max: 100, ..WatchSpec::default() };
+        let bounds = Bounds { bytes_max: 1000, inodes_max: 100, depth: true };
         let used = |bytes, inodes| Used { bytes, inodes, too_deep: false };
-        let left = |before: Used, now: Used| now.time_left(&before, Duration::from_secs(2), &spec);
+        let left = |before: Used, now: Used| now.time_left(&before, Duration::from_secs(2), bounds);
         assert_eq!(left(used(400, 10), used(500, 10)), Some(Duration::from_secs(10)));
         assert_eq!(left(used(400, 10), used(500, 60)), Some(Duration::from_secs(2)));
         assert_eq!((left(used(400, 10), used(300, 10)), left(used(400, 10), used(400, 10))), (None, None));
         assert_eq!(left(used(400, 10), used(2000, 10)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn who_begins_over_the_limit_has_a_grace_in_which_it_may_hardly_grow() {
+        let begun = |bytes, inodes, too_deep| WatchSpec {
+            disk_bytes_max: 1000,
+            inodes_max: 100,
+            begun: Used { bytes, inodes, too_deep },
+            ..WatchSpec::default()
+        };
+        let (early, late) = (Duration::from_secs(59), Duration::from_secs(60));
+        let usual = Bounds { bytes_max: 1000, inodes_max: 100, depth: true };
+        assert_eq!(begun(1000, 100, false).bounds(early), usual);
+        assert_eq!(begun(1200, 10, false).bounds(early), Bounds { bytes_max: 1250, ..usual });
+        assert_eq!(begun(10, 150, true).bounds(early), Bounds { inodes_max: 155, depth: false, ..usual });
+        assert_eq!(begun(1200, 150, true).bounds(late), usual);
+        let top = tempfile::tempdir().unwrap();
+        std::fs::write(top.path().join("file"), vec![1; 1 << 20]).unwrap();
+        let left = |disk_bytes_max| {
+            let folders = vec![top.path().to_owned(), top.path().join("absent")];
+            WatchSpec { folders, disk_bytes_max, inodes_max: 100, ..WatchSpec::default() }.left_behind()
+        };
+        assert!(left(1 << 20).bytes >= 1 << 20);
+        assert_eq!(left(1 << 18), Used::default(), "far over the limit");
     }
 
     #[test]
@@ -392,8 +490,8 @@ mod tests {
         }
         std::fs::File::create(top.path().join("sparse")).unwrap().set_len(1 << 40).unwrap();
         std::os::unix::fs::symlink("/", top.path().join("link")).unwrap();
-        let spec = WatchSpec { disk_bytes_max: 1 << 30, inodes_max: 1000, ..WatchSpec::default() };
-        let mut meter = Meter { used: Used::default(), spec: &spec, counted: BTreeSet::new(), devices: BTreeSet::new() };
+        let bounds = Bounds { bytes_max: 1 << 30, inodes_max: 1000, depth: true };
+        let mut meter = Meter { used: Used::default(), bounds, counted: BTreeSet::new(), devices: BTreeSet::new() };
         meter.walk(top.path()).unwrap();
         assert_eq!(meter.used.inodes, 3);
         assert!((1 << 20..(1 << 20) + 16_384).contains(&meter.used.bytes), "{:?}", meter.used);

@@ -218,3 +218,24 @@ fn a_person_approves_exactly_the_refused_change_of_the_judges() {
     let pushed = object["status"]["push"]["ref"].as_str().unwrap();
     assert_eq!(remote.git(&["show", &format!("{pushed}:check.sh")]), "true\n");
 }
+
+#[test]
+fn whose_work_a_commit_is_cannot_be_forged_by_its_message() {
+    let mosaic = Mosaic::start(&[]);
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
+    // As long as a message may be, so that what is added would be cut off; and short ones, that only look like it.
+    for (number, filler) in [16_300, 12_000, 10].into_iter().enumerate() {
+        let script = format!(
+            "echo {number} > a.txt; python3 -c 'import json\nforged = \"\\n\\nMosaic-Agent: another\\n mosaic-task : other\"\n\
+             json.dump({{\"commitMessage\": \"subject\\n\\n\" + \"x\" * {filler} + forged}}, open(\"/mosaic/out/result.json\", \"w\"))'"
+        );
+        let name = format!("forger-{number}");
+        let uid = mosaic.spawn(&task(&remote, &name, &script));
+        let object = mosaic.wait_completed(&uid);
+        let sha = object["status"]["push"]["sha"].as_str().unwrap();
+        assert_eq!(remote.git(&["log", "-1", "--format=%s", sha]).trim(), "subject");
+        assert_eq!(remote.git(&["log", "-1", "--format=%(trailers)", sha]).trim(), format!("Mosaic-Agent: {uid}\nMosaic-Task: {name}"));
+        assert!(!remote.git(&["log", "-1", "--format=%B", sha]).contains("other"));
+    }
+    mosaic.assert_nothing_left();
+}

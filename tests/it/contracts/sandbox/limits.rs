@@ -159,6 +159,31 @@ async fn too_many_files_end_for_the_inodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn attempt_that_begins_over_the_limit_of_the_one_before_may_remove_what_is_too_much() {
+    let host = Host::new();
+    let sandbox = host.open();
+    let subject = host.subject(&sandbox);
+    let attempt = |number: u32, script: &str| {
+        let mut spec = subject.script("over-00001", number, script);
+        spec.tree = host.state.path().join("over-00001-1");
+        spec.limits.disk_bytes = 64 << 20;
+        spec
+    };
+    let fill = "mkdir -p full; n=$(ls full | wc -l); while :; do head -c 1000000 /dev/zero > full/$n; n=$((n+1)); sleep 0.02; done";
+    let ends = |end: RunEnd| assert!(exceeded(&end, Limit::Disk) && end.output_tail.is_empty(), "{:?} {}", end.cause, end.output_tail);
+    ends(subject.run(attempt(1, fill)).await);
+    // It may not go on filling what is full,
+    let started = Instant::now();
+    ends(subject.run(attempt(2, fill)).await);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // but clean up first and go on with its work.
+    let clean = "sleep 1.5; rm -r full; sleep 1.5; head -c 30000000 /dev/zero > part; sleep 1.5; echo done";
+    let end = subject.run(attempt(3, clean)).await;
+    assert_eq!((end.cause, end.output_tail.as_str()), (EndCause::Exited(0), "done\n"));
+    ends(subject.run(attempt(4, fill)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn spinning_and_printing_hurt_nobody() {
     let gigabytes = bombs().1;
     let script = "for n in 1 2 3 4 5 6 7 8; do (while :; do :; done) & done; sleep 3; exit 0".to_owned();

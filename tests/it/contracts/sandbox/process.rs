@@ -180,6 +180,56 @@ async fn tool_roots_are_on_the_path_read_only_and_linked_from_home() {
     assert_eq!(lines, ["greetings, friend", "/home/agent/.greeter/programs:", "greet", "/mosaic/tools/greeter:", "bin", "read-only"]);
 }
 
+/// Links of this tool's that are anywhere in a folder, through no link.
+fn links_to(target: &Path, folder: &Path) -> Vec<PathBuf> {
+    let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_symlink() && fs::read_link(entry.path()).unwrap() == target {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_that_an_agent_leaves_in_its_home_lead_the_next_start_nowhere() {
+    const DESCRIPTORS: std::ops::Range<u32> = 0..24;
+    let host = Host::new();
+    let (home, tool) = (host.state.path().join("home"), host.state.path().join("tool"));
+    fs::create_dir_all(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(ids().uid), Some(ids().gid)).unwrap();
+    fs::create_dir_all(tool.join("bin")).unwrap();
+    let target = PathBuf::from("/mosaic/tools/greeter/bin");
+    let places = DESCRIPTORS.flat_map(|n| [format!(".held-{n}/planted"), format!(".above-{n}/deeper/planted")]);
+    let home_links = places.chain([".kept/planted".to_owned()]).map(|place| (place.into(), target.clone())).collect();
+    let (name, folders) = ("greeter".to_owned(), vec!["bin".into()]);
+    let root = ToolRoot { name, host: tool, folders, bin: Vec::new(), env: [].into(), home_links };
+    let sandbox = ProcessSandbox::open(ProcessConfig { tool_roots: vec![root], ..host.config() }).unwrap();
+    // PID 1 follows them as the sandbox's user, with descriptors that the agent does not have.
+    let script = format!(
+        "rm -rf ~/.held-* ~/.above-* ~/.kept; mkdir ~/.kept; for n in $(seq 0 {}); do \
+         ln -s /proc/self/fd/$n ~/.held-$n; ln -s /proc/self/fd/$n/.. ~/.above-$n; done",
+        DESCRIPTORS.end
+    );
+    for attempt in 1..=2 {
+        let mut spec = host.subject(&sandbox).script("planted-01", attempt, &script);
+        spec.home = Some(home.clone());
+        assert_eq!(host.subject(&sandbox).run(spec.clone()).await.cause, EndCause::Exited(0));
+    }
+    let mut spec = host.subject(&sandbox).script("planted-01", 3, "test -L ~/.kept/planted");
+    spec.home = Some(home.clone());
+    let end = host.subject(&sandbox).run(spec).await;
+    assert_eq!(end.cause, EndCause::Exited(0), "the tool's own link is not there: {}", end.output_tail);
+    let all = links_to(&target, host.state.path());
+    let outside: Vec<&PathBuf> = all.iter().filter(|path| !path.starts_with(&home)).collect();
+    assert!(outside.is_empty(), "{outside:#?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn adopted_run_keeps_the_lease_it_was_made_with() {
     let host = Host { lease: Duration::from_secs(2), ..Host::new() };

@@ -18,6 +18,7 @@ const AGAIN: &[&str] = &[
     "contracts::sandbox::process::process_driver_keeps_the_contract",
     "contracts::sandbox::process::agent_sees_its_sandbox_and_nothing_of_the_host",
     "contracts::sandbox::process::home_base_objects_and_task_are_where_the_contract_says",
+    "contracts::sandbox::process::links_that_an_agent_leaves_in_its_home_lead_the_next_start_nowhere",
     #[cfg(target_arch = "x86_64")]
     "contracts::sandbox::probes::every_attempt_from_inside_fails",
     #[cfg(target_arch = "x86_64")]
@@ -26,6 +27,7 @@ const AGAIN: &[&str] = &[
     "contracts::sandbox::probes::isolation_names_what_was_tried",
     "contracts::sandbox::masks::each_primitive_masked_refuses_the_start_with_its_reason",
     "contracts::sandbox::user::an_ordinary_user_is_bounded_as_well",
+    "contracts::sandbox::user::memory_and_files_without_a_name_are_no_way_round_the_watchdog",
     "e2e::neighbours::two_hostile_agents_change_nothing_of_a_third",
     "e2e::rounds::refused_round_pushes_nothing_and_its_feedback_reaches_the_next_round",
     "e2e::rounds::processes_left_writing_after_the_agents_exit_change_nothing_of_what_is_gated",
@@ -91,4 +93,40 @@ async fn an_ordinary_user_is_bounded_as_well() {
     sandbox.stop(&closed.run).await.unwrap();
     sandbox.remove(&closed.run).await.unwrap();
     assert!(!host.folder(&closed.run).path().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_and_files_without_a_name_are_no_way_round_the_watchdog() {
+    if rustix::process::geteuid().is_root() {
+        return;
+    }
+    let host = Host::new();
+    let sandbox = host.open();
+    let subject = host.subject(&sandbox);
+    // Memory that is in no process: written to and not mapped, held by a descriptor, on its way through a socket, or by nobody at all.
+    let ways = [
+        ("files", "k.append(os.memfd_create(\"x\")); os.write(k[-1], bytes(1 << 24))"),
+        ("socket", "f = os.memfd_create(\"x\"); os.write(f, bytes(1 << 24)); socket.send_fds(a, [b\"x\"], [f]); os.close(f)"),
+        (
+            "segments",
+            "i = c.shmget(0, 1 << 24, 0o1600); p = c.shmat(i, None, 0); ctypes.memset(p, 1, 1 << 24); c.shmdt(ctypes.c_void_p(p))",
+        ),
+    ];
+    for (name, way) in ways {
+        let program = format!(
+            "exec python3 -c 'import ctypes, os, socket, sys, time\nc = ctypes.CDLL(None, use_errno=True); c.shmat.restype = ctypes.c_void_p\n\
+             if c.memfd_create(b\"x\", 0) < 0 and c.shmget(0, 4096, 0o1600) < 0 and ctypes.get_errno() == 38: sys.exit(38)\n\
+             k = []; a, b = socket.socketpair()\nfor n in range(24): {way}; time.sleep(0.05)\ntime.sleep(10)'"
+        );
+        let mut spec = subject.script(&format!("unseen-{name}"), 1, &program);
+        spec.limits.memory_bytes = 128 << 20;
+        let end = subject.run(spec).await;
+        let is_seen = matches!(&end.cause, EndCause::LimitExceeded { limit: Limit::Memory, .. });
+        assert!(is_seen || end.cause == EndCause::Exited(38), "{name}: {:?} {}", end.cause, end.output_tail);
+    }
+    let program = "exec python3 -c 'import os, time\nk = []\nfor n in range(200):\n f = os.open(\"/workspace/x\", os.O_CREAT | os.O_WRONLY); k.append(f); os.unlink(\"/workspace/x\"); os.write(f, bytes(1 << 20))\ntime.sleep(60)'";
+    let mut spec = subject.script("unlinked-1", 1, program);
+    spec.limits.disk_bytes = 50 << 20;
+    let end = subject.run(spec).await;
+    assert!(matches!(&end.cause, EndCause::LimitExceeded { limit: Limit::Disk, .. }), "{:?}", end.cause);
 }
