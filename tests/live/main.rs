@@ -13,6 +13,7 @@ mod contract;
 mod docker;
 mod e2e;
 mod engine;
+#[allow(unused, reason = "shared with the offline binary, which uses all of it")]
 #[path = "../it/e2e/harness.rs"]
 mod harness;
 #[path = "../it/skip.rs"]

@@ -209,7 +209,7 @@ async fn links_that_an_agent_leaves_in_its_home_lead_the_next_start_nowhere() {
     let home_links = places.chain([".kept/planted".to_owned()]).map(|place| (place.into(), target.clone())).collect();
     let (name, folders) = ("greeter".to_owned(), vec!["bin".into()]);
     let root = ToolRoot { name, host: tool, folders, bin: Vec::new(), env: [].into(), home_links };
-    let sandbox = ProcessSandbox::open(ProcessConfig { tool_roots: vec![root], ..host.config() }).unwrap();
+    let sandbox = Drivers::process(SandboxConfig { tool_roots: vec![root], ..host.config() }).unwrap();
     // PID 1 follows them as the sandbox's user, with descriptors that the agent does not have.
     let script = format!(
         "rm -rf ~/.held-* ~/.above-* ~/.kept; mkdir ~/.kept; for n in $(seq 0 {}); do \
@@ -422,7 +422,7 @@ async fn following_a_log_sees_every_byte_once() {
     let spec = host.subject(&sandbox).script("follow-001", 1, "for n in $(seq 1 300); do echo line $n; done; sleep 0.2; echo last");
     sandbox.ensure(spec.clone()).await.unwrap();
     let (mut text, mut from) = (Vec::new(), 0);
-    let give_up = Instant::now() + super::contract::PATIENCE;
+    let give_up = Instant::now() + super::PATIENCE;
     loop {
         let chunk = logs::read(host.state.path(), &spec.run, from, 97).unwrap();
         text.extend_from_slice(&chunk.bytes);
