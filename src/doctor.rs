@@ -9,6 +9,8 @@ use crate::causes;
 use crate::config::Config;
 use crate::inside::confine::{Need, PRIMITIVES, Primitive};
 use crate::inside::system;
+use crate::kill::drill;
+use crate::kill::matrix::{self, Mode};
 use crate::sandbox::docker::{Docker, DockerConfig};
 use crate::sandbox::limits::{LIMITS, LimitRow, remedy};
 use crate::sandbox::{Drivers, SandboxConfig, SandboxIds};
@@ -82,9 +84,10 @@ impl Report {
     }
 }
 
-/// Looks at this machine. The state folder of the configuration must be empty and is not needed afterwards.
+/// Looks at this machine. The state folder of the configuration must be empty and is not needed afterwards; `state` is the one of the
+/// controller, of which nothing is touched.
 #[must_use]
-pub fn examine(config: &Config) -> Report {
+pub fn examine(config: &Config, state: &Path) -> Report {
     let mut sections = vec![Section { title: "machine", rows: machine(config) }];
     let settings = sandbox_config(config, "doctor".to_owned()).and_then(|sandboxes| Ok((sandboxes, docker_config(config)?)));
     match settings {
@@ -96,7 +99,30 @@ pub fn examine(config: &Config) -> Report {
         }
         Err(error) => sections.push(Section { title: "isolation", rows: vec![Row::missing("sandbox", causes::one_line(&error), "")] }),
     }
+    sections.push(Section { title: "kill", rows: kill_rows(state) });
     Report { sections }
+}
+
+/// What a kill can do from here, and when that was last tried.
+fn kill_rows(state: &Path) -> Vec<Row> {
+    let mode = Mode::here();
+    let mut rows = vec![Row::ok("mode", mode.as_str())];
+    rows.extend(matrix::Path::ALL.into_iter().map(|path| Row::ok(path.as_str(), matrix::words(matrix::reach(mode, path)))));
+    rows.push(match drill::age(state) {
+        Some(age) => Row::ok("last drill", format!("{} s ago", age.as_secs())),
+        None => Row::weak("last drill", "never", "mosaic doctor --drill kills a canary by each path"),
+    });
+    rows
+}
+
+/// Kills a canary by each path.
+/// # Errors
+/// The settings cannot be used, in words.
+pub fn drills(config: &Config) -> Result<Vec<drill::Drilled>, String> {
+    let words = |error: crate::up::UpError| causes::one_line(&error);
+    let (settings, docker) = (sandbox_config(config, "drill".to_owned()).map_err(words)?, docker_config(config).map_err(words)?);
+    let open = |settings| Drivers::open(settings, docker.clone(), Driver::Process).map_err(|e| causes::one_line(&e));
+    Ok(drill::drill(&settings, &open))
 }
 
 fn machine(config: &Config) -> Vec<Row> {

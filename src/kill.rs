@@ -13,9 +13,11 @@
 //! record) is the controller's, which finds the latch; it is no condition of a kill. `record` brings what was latched to the store.
 
 pub mod admin;
+pub mod drill;
 pub mod engine;
 pub mod lane;
 pub mod latch;
+pub mod matrix;
 pub mod receipt;
 pub mod record;
 pub mod strike;

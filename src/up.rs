@@ -167,7 +167,7 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
         tokio::spawn(forward_changes(parts.sandbox.changes(), wired.ctx.clone())),
         tokio::spawn(resync(wired.ctx.clone(), config.resync)),
         tokio::spawn(kill::record::run(wired.ctx.clone())),
-        tokio::spawn(tell(progress.clone(), ready_sender, metrics)),
+        tokio::spawn(tell(progress.clone(), ready_sender, metrics, config.state.clone())),
     ];
     let stop = closing.clone();
     let tasks = vec![
@@ -398,14 +398,18 @@ async fn wake_everybody(ctx: &Context) {
 }
 
 /// Tells readiness and counts passes.
-async fn tell(progress: Progress, ready: watch::Sender<bool>, metrics: Arc<Metrics>) {
+async fn tell(progress: Progress, ready: watch::Sender<bool>, metrics: Arc<Metrics>, state: PathBuf) {
     let passes = Arc::new(AtomicU64::new(0));
     let counter = prometheus_client::metrics::counter::Counter::<u64>::default();
     metrics.register(|registry| registry.register("mosaic_reconcile", "Passes over records", counter.clone()));
+    let drilled = prometheus_client::metrics::gauge::Gauge::<i64>::default();
+    let about = "Seconds since every path of a kill was last tried and killed in time (mosaic doctor --drill); -1: never";
+    metrics.register(|registry| registry.register("mosaic_kill_drill_age_seconds", about, drilled.clone()));
     loop {
         ready.send_if_modified(|ready| std::mem::replace(ready, progress.is_synced()) != *ready);
         let done = progress.passes();
         counter.inc_by(done - passes.swap(done, Ordering::Relaxed));
+        drilled.set(kill::drill::age(&state).and_then(|age| i64::try_from(age.as_secs()).ok()).unwrap_or(-1));
         tokio::time::sleep(TELL_INTERVAL).await;
     }
 }

@@ -23,6 +23,8 @@ const CALLS_MAX: usize = 8;
 const HEDGE: Duration = Duration::from_millis(250);
 /// Longest wait for the list of our containers: what has a folder does not wait for it.
 const LIST_TIME_MAX: Duration = Duration::from_secs(2);
+/// Pause between two looks whether the kernel's kill was enough.
+const HEDGE_PAUSE: Duration = Duration::from_millis(10);
 /// Pause between two looks at a container.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
@@ -112,10 +114,10 @@ pub fn begin(path: &EnginePath, targets: &[Target], is_meant: Option<IsMeant>, u
 async fn strike(path: &EnginePath, targets: &[Target], is_meant: Option<&IsMeant>, until: Instant) -> Answer {
     let (hidden, shown): (Vec<&Target>, Vec<&Target>) = targets.iter().partition(|target| is_hidden(target));
     let hedged = async {
-        if shown.is_empty() {
-            return BTreeMap::new();
+        let ask_at = (Instant::now() + HEDGE).min(until);
+        while shown.iter().any(|target| is_alive(target)) && Instant::now() < ask_at {
+            tokio::time::sleep(HEDGE_PAUSE).await;
         }
-        tokio::time::sleep_until((Instant::now() + HEDGE).min(until).into()).await;
         end_all(path, shown.into_iter().filter(|target| is_alive(target)).collect(), until).await
     };
     let known: BTreeSet<&RunId> = targets.iter().map(|target| &target.run).collect();

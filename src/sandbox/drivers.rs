@@ -100,6 +100,11 @@ impl Drivers {
         self.inner.runs.link.say_stop(run);
     }
 
+    /// Answers a run no longer, as if there were no controller: its lease ends it. For drills.
+    pub fn forget_link(&self, run: &RunId) {
+        self.inner.runs.link.forget(run);
+    }
+
     /// What an ended run used, as its launcher or engine tells; `None` when nobody could, or the run still lives.
     /// # Errors
     /// Could not look.
