@@ -16,5 +16,6 @@ mod engine;
 #[allow(unused, reason = "shared with the offline binary, which uses all of it")]
 #[path = "../it/e2e/harness.rs"]
 mod harness;
+mod kill;
 #[path = "../it/skip.rs"]
 mod skip;

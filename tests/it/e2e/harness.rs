@@ -13,16 +13,23 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Mosaic {
     pub folder: tempfile::TempDir,
     pub flags: Vec<String>,
+    /// Environment of the controller beside the test's own.
+    pub env: Vec<(String, String)>,
     child: Option<Child>,
 }
 
 impl Mosaic {
     /// Starts on a fresh folder; repositories beneath it are allowed.
     pub fn start(flags: &[&str]) -> Self {
-        let folder = tempfile::Builder::new().prefix("mosaic-e2e-").tempdir().unwrap();
-        let mut this = Self { folder, flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), child: None };
+        let mut this = Self::prepare(flags);
         this.up();
         this
+    }
+
+    /// The same, not started yet.
+    pub fn prepare(flags: &[&str]) -> Self {
+        let folder = tempfile::Builder::new().prefix("mosaic-e2e-").tempdir().unwrap();
+        Self { folder, flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), env: Vec::new(), child: None }
     }
 
     /// Its state folder: beneath its own folder, or where a flag says.
@@ -38,7 +45,7 @@ impl Mosaic {
         if !self.flags.iter().any(|flag| flag == "--state") {
             command.arg("--state").arg(self.state());
         }
-        command.args(&self.flags).stdin(Stdio::null());
+        command.args(&self.flags).envs(self.env.clone()).stdin(Stdio::null());
         command
     }
 
