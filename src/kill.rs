@@ -140,7 +140,8 @@ impl Killer {
             }
         };
         if request.all {
-            receipts.unknown = unreadable;
+            let news: Vec<String> = unreadable.into_iter().filter(|what| !receipts.unknown.contains(what)).collect();
+            receipts.unknown.extend(news);
         }
         let namespace = request.namespace.as_deref();
         let is_meant = |target: &Target| {
