@@ -346,6 +346,6 @@ mod tests {
         assert_eq!(two("/docker/abc"), Path::new("/sys/fs/cgroup/"));
         assert_eq!(two("/docker/abc/x"), Path::new("/sys/fs/cgroup/x"));
         assert_eq!(two("/../other"), Path::new("/sys/fs/cgroup/"));
-        assert_eq!(Places::parse("0::/\n", ""), Places::default());
+        assert_eq!(Places::parse("0::/\n", "", &CONTROLLERS), Places::default());
     }
 }

@@ -1,5 +1,6 @@
 //! The docker driver: the contract, and what only it promises.
 
+mod contained;
 mod crash;
 mod images;
 mod inside;

@@ -239,7 +239,7 @@ fn security_is_as_asked(options: &[String]) -> bool {
 /// Every mount that was asked for is there as it was asked for, and no other one of the host's.
 fn mounts_are_as_asked(wanted: &HostConfig, seen: &ContainerInspectResponse) -> bool {
     let wanted: Vec<_> = wanted.mounts.iter().flatten().map(|m| (m.target.clone(), m.source.clone(), m.read_only == Some(true))).collect();
-    let is_tmpfs = |m: &&MountPoint| m.typ.as_ref().is_some_and(|kind| kind.to_string() == "tmpfs");
+    let is_tmpfs = |m: &&MountPoint| m.typ.as_ref().is_some_and(|kind| kind == "tmpfs");
     let seen = seen.mounts.iter().flatten().filter(|m| !is_tmpfs(m));
     let mut seen: Vec<_> = seen.map(|m| (m.destination.clone(), m.source.clone(), m.rw == Some(false))).collect();
     let mut wanted = wanted;
