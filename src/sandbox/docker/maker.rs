@@ -5,7 +5,7 @@ use super::{Docker, body, engine_failed, facts, labels};
 use crate::api::agent::Driver;
 use crate::inside::wire::{ExitReport, FILE_WAIT, LaunchSpec, ToolMount, WaitReport};
 use crate::sandbox::folder::{ContainerSpec, StoredSpec, short};
-use crate::sandbox::limits::Means;
+use crate::sandbox::limits::{Bound, Means};
 use crate::sandbox::runs::{LOOK_PAUSE, Maker, Run, failed};
 use crate::sandbox::{RunSpec, SandboxError};
 use crate::tools;
@@ -44,8 +44,9 @@ impl Maker for Docker {
         launch.search_path = tools::programs(roots);
         launch.env = tools::environment(roots);
         launch.env.extend(spec.env.clone());
-        launch.limits.memory_bytes_max = Some(spec.limits.memory_bytes);
-        launch.limits.pids_max = Some(u64::from(spec.limits.pids_max) + body::PIDS_OF_INIT);
+        let means = self.means();
+        launch.limits.memory_bytes_max = (means.memory == Bound::Kernel).then_some(spec.limits.memory_bytes);
+        launch.limits.pids_max = (means.pids == Bound::Kernel).then_some(u64::from(spec.limits.pids_max) + body::PIDS_OF_INIT);
         let image = spec.image.clone().unwrap_or_else(|| self.docker.image.clone());
         Some(ContainerSpec { image, runtime: spec.runtime_class.clone() })
     }

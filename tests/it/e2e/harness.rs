@@ -13,6 +13,8 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Mosaic {
     pub folder: tempfile::TempDir,
     pub flags: Vec<String>,
+    /// Beside the test's own.
+    pub environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -20,7 +22,7 @@ impl Mosaic {
     /// Starts on a fresh folder; repositories beneath it are allowed.
     pub fn start(flags: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("mosaic-e2e-").tempdir().unwrap();
-        let mut this = Self { folder, flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), child: None };
+        let mut this = Self { folder, flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), environment: Vec::new(), child: None };
         this.up();
         this
     }
@@ -33,7 +35,7 @@ impl Mosaic {
     pub fn command(&self) -> Command {
         let mut command = program();
         command.args(["up", "--listen", "127.0.0.1:0", "--local-repos"]).arg(self.folder.path());
-        command.arg("--state").arg(self.state()).args(&self.flags).stdin(Stdio::null());
+        command.arg("--state").arg(self.state()).args(&self.flags).envs(self.environment.clone()).stdin(Stdio::null());
         command
     }
 

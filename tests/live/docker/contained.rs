@@ -48,8 +48,7 @@ async fn played_in_a_container() {
 }
 
 /// Runs a part in a container whose folder of temporary files is `host` outside and `inside` in it.
-async fn play(part: &str, host: &Path, inside: &Path, mounted: bool) -> Option<()> {
-    let test = "docker::contained";
+async fn play(test: &str, part: &str, host: &Path, inside: &Path, mounted: bool) -> Option<()> {
     let engine = engine(test).await?;
     let image = std::env::var("MOSAIC_TEST_IMAGE").unwrap_or_else(|_| IMAGE_DEFAULT.to_owned());
     let socket = engine.socket().map(str::to_owned)?;
@@ -97,16 +96,32 @@ async fn play(part: &str, host: &Path, inside: &Path, mounted: bool) -> Option<(
 #[tokio::test(flavor = "multi_thread")]
 async fn contract_holds_where_no_process_of_a_sandbox_is_shown() {
     let shared = tempfile::tempdir().unwrap();
-    let _ = play("contract", shared.path(), shared.path(), true).await;
+    let _ =
+        play("docker::contained::contract_holds_where_no_process_of_a_sandbox_is_shown", "contract", shared.path(), shared.path(), true)
+            .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn contract_holds_where_the_state_has_another_path_on_the_host() {
     let shared = tempfile::tempdir().unwrap();
-    let _ = play("contract", shared.path(), Path::new("/elsewhere"), true).await;
+    let _ = play(
+        "docker::contained::contract_holds_where_the_state_has_another_path_on_the_host",
+        "contract",
+        shared.path(),
+        Path::new("/elsewhere"),
+        true,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn state_that_the_engine_does_not_see_is_refused_with_the_reason() {
-    let _ = play("other paths", Path::new("/tmp"), Path::new("/tmp"), false).await;
+    let _ = play(
+        "docker::contained::state_that_the_engine_does_not_see_is_refused_with_the_reason",
+        "other paths",
+        Path::new("/tmp"),
+        Path::new("/tmp"),
+        false,
+    )
+    .await;
 }
