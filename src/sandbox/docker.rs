@@ -123,6 +123,12 @@ impl Docker {
         self.engine.as_ref().map_or("", Engine::host)
     }
 
+    /// Image of runs that name none.
+    #[must_use]
+    pub fn default_image(&self) -> &str {
+        &self.docker.image
+    }
+
     /// Whether containers see what we mount; true until something else was seen.
     #[must_use]
     pub fn sees_mounts(&self) -> bool {
@@ -181,16 +187,20 @@ impl Docker {
         let bytes = fs::read(&self.config.init)?;
         let folder = self.config.state.join("init").join(hash(&bytes));
         DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
-        for (name, content, mode) in [
-            ("mosaic-init", bytes.as_slice(), 0o111),
-            ("passwd", body::passwd(&self.config.ids).as_bytes(), 0o444),
-            ("group", body::group(&self.config.ids).as_bytes(), 0o444),
+        let init = folder.join("mosaic-init");
+        let (passwd, group) = (body::passwd(&self.config.ids), body::group(&self.config.ids));
+        for (path, content, mode) in [
+            (init.clone(), bytes.as_slice(), 0o111),
+            (body::passwd_beside(&init, &self.config.ids), passwd.as_bytes(), 0o444),
+            (body::group_beside(&init, &self.config.ids), group.as_bytes(), 0o444),
         ] {
-            let path = folder.join(name);
-            crate::durable::replace(&path, content)?;
+            // What is there is in use.
+            if !path.exists() {
+                crate::durable::replace(&path, content)?;
+            }
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
         }
-        Ok(folder.join("mosaic-init"))
+        Ok(init)
     }
 
     /// The real path of the engine's socket.

@@ -46,6 +46,16 @@ pub(super) fn group(ids: &SandboxIds) -> String {
     format!("root:x:0:\nnogroup:x:65534:\n{USER}:x:{}:\n", ids.gid)
 }
 
+/// Where the users of containers with these ids are kept.
+pub(super) fn passwd_beside(init: &Path, ids: &SandboxIds) -> PathBuf {
+    init.with_file_name(format!("passwd-{}-{}", ids.uid, ids.gid))
+}
+
+/// Where the groups are.
+pub(super) fn group_beside(init: &Path, ids: &SandboxIds) -> PathBuf {
+    init.with_file_name(format!("group-{}-{}", ids.uid, ids.gid))
+}
+
 /// Everything that a container is made of.
 pub(super) struct Plan<'a> {
     pub(super) config: &'a SandboxConfig,
@@ -142,11 +152,10 @@ impl Plan<'_> {
 
     fn mounts(&self) -> Result<Vec<Mount>, SandboxError> {
         let (folder, launch) = (self.run.folder.path(), &self.spec.launch);
-        let beside_init = |name: &str| self.init.with_file_name(name);
         let mut mounts = vec![
             self.mount(self.init, INIT_INSIDE, true)?,
-            self.mount(&beside_init("passwd"), "/etc/passwd", true)?,
-            self.mount(&beside_init("group"), "/etc/group", true)?,
+            self.mount(&passwd_beside(self.init, &self.config.ids), "/etc/passwd", true)?,
+            self.mount(&group_beside(self.init, &self.config.ids), "/etc/group", true)?,
             self.mount(&launch.tree, "/workspace", false)?,
             self.mount(&folder.join(FOLDER_OUT), "/mosaic/out", false)?,
             self.mount(&folder.join(FOLDER_LINK), "/mosaic/link", true)?,

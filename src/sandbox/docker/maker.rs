@@ -92,6 +92,10 @@ impl Maker for Docker {
         if let Some(known) = run.folder.read::<WaitReport>(FILE_WAIT)? {
             return Ok(Some(known));
         }
+        // Whom we ended has no other cause, whatever the engine says.
+        if run.folder.is_stopped()? {
+            return Ok(None);
+        }
         let until = Instant::now() + LAST_WORD_PATIENCE;
         loop {
             // An engine that does not answer has no word; the kernel has shown the end.
