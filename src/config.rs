@@ -432,14 +432,16 @@ mod tests {
             listen: Some("0.0.0.0:3001".into()),
             running_max: Some("0".into()),
             lease: Some("soon".into()),
-            driver: Some("docker".into()),
+            driver: Some("vm".into()),
+            sandbox_image: Some("../x".into()),
             tool_root: vec!["/no/such/folder".into()],
             allow_missing: vec!["seccomp".into(), "user-namespace".into(), "bravery".into()],
             ..Settings::default()
         };
         let error = Config::from_settings(settings, "/tmp/state".into(), None).unwrap_err().to_string();
         let missing = ["\"user-namespace\": nothing can start", "\"bravery\": there is no such"];
-        for name in ["listen:", "running-max:", "lease:", "driver:", "tool-root:", "7 setting(s)", missing[0], missing[1]] {
+        for name in ["listen:", "running-max:", "lease:", "driver:", "sandbox-image:", "tool-root:", "8 setting(s)", missing[0], missing[1]]
+        {
             assert!(error.contains(name), "{name} is missing in: {error}");
         }
     }

@@ -30,7 +30,7 @@
 //! | [`store`] | where it is kept | the Kubernetes API contract in small; `embedded` is the first keeper; leases |
 //! | [`plan`] | what to do next | pure: lifecycle, teardown, fleet, gates, retries, orphans, invariants |
 //! | [`effect`] | doing it | `World`: look and do; one arm per action; the in-flight table |
-//! | [`sandbox`] | where agents run | `Sandbox`: ensure, observe, stop, remove; `process` is the first driver |
+//! | [`sandbox`] | where agents run | `Sandbox`: ensure, observe, stop, remove; drivers `process` and `docker`, `runs` what they share |
 //! | [`workspace`] | what agents work on | the one place that runs `git` is `workspace::remote` |
 //! | [`gates`], [`tools`] | what judges, with which tools | definitions come from the trusted branch only |
 //! | [`audit`], [`journal`] | what happened | append-only, chained; intent before each effect, outcome after |

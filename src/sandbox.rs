@@ -88,7 +88,7 @@ pub enum SandboxError {
         run: RunId,
         /// Why.
         #[source]
-        source: EngineError,
+        source: Box<EngineError>,
     },
     /// A newer attempt or epoch was seen.
     #[error("refused: {0}")]

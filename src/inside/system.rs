@@ -272,11 +272,14 @@ pub fn namespace_of(pid: &str, kind: &str) -> io::Result<u64> {
     inode.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("namespace {text} has no inode")))
 }
 
-/// Identity of a living process.
+/// Identity of a living process. An ordinary user may not look into the namespaces of one that is not dumpable: 0 stands for that.
 /// # Errors
 /// It is gone, or `/proc` cannot be read.
 pub fn identity_of(pid: i32) -> io::Result<Identity> {
     let (_, start_ticks) = state_of(pid)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    let (pid_namespace, seen_from) = (namespace_of(&pid.to_string(), "pid")?, namespace_of("self", "pid")?);
-    Ok(Identity { pid, start_ticks, boot_id: boot_id()?, pid_namespace, seen_from })
+    let pid_namespace = match namespace_of(&pid.to_string(), "pid") {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => 0,
+        looked => looked?,
+    };
+    Ok(Identity { pid, start_ticks, boot_id: boot_id()?, pid_namespace, seen_from: namespace_of("self", "pid")? })
 }

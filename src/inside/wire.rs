@@ -148,7 +148,7 @@ pub struct Identity {
     pub start_ticks: u64,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
-    /// Inode of its pid namespace.
+    /// Inode of its pid namespace; 0: it could not be looked at.
     pub pid_namespace: u64,
     /// Inode of the pid namespace in which `pid` is its number; 0 where an earlier version wrote it.
     #[serde(default)]

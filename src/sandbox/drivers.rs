@@ -33,8 +33,8 @@ struct Inner {
     default: Mutex<Driver>,
     /// What the own test of each driver saw from inside.
     verified: Mutex<BTreeMap<Driver, Vec<String>>>,
-    /// One test at a time.
-    testing: Mutex<()>,
+    /// One test of a driver at a time.
+    testing: BTreeMap<Driver, Mutex<()>>,
 }
 
 impl Drivers {
@@ -50,7 +50,8 @@ impl Drivers {
         let docker = Arc::new(Docker::new(config.clone(), docker).map_err(cannot)?);
         let runs = Arc::new(Runs::open(config.clone(), vec![Arc::new(Process::new(config)), docker.clone()]).map_err(cannot)?);
         watchdog::start(&runs).map_err(|e| SandboxError::Unsupported(format!("failed to start the thread that watches limits: {e}")))?;
-        let inner = Inner { runs, docker, default: Mutex::new(default), verified: Mutex::default(), testing: Mutex::default() };
+        let testing = [Driver::Process, Driver::Docker].map(|driver| (driver, Mutex::default())).into();
+        let inner = Inner { runs, docker, default: Mutex::new(default), verified: Mutex::default(), testing };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -143,7 +144,7 @@ impl Inner {
 
     fn ensure(&self, spec: &RunSpec) -> Result<(), SandboxError> {
         let driver = self.driver_of(spec);
-        self.make_ready(driver, spec.image.as_deref())?;
+        self.make_ready(driver, Some(spec.image.as_deref().unwrap_or(self.docker.default_image())))?;
         self.runs.ensure(spec, driver)
     }
 }

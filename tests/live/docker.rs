@@ -1,5 +1,6 @@
 //! The docker driver: the contract, and what only it promises.
 
+mod contained;
 mod crash;
 mod images;
 mod inside;
@@ -8,6 +9,7 @@ mod outages;
 #[cfg(target_arch = "x86_64")]
 mod probes;
 mod shared;
+mod user;
 
 use crate::contract::{Subject, contract, ended, seen};
 use crate::engine::{BUSYBOX, engine};

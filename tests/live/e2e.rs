@@ -114,3 +114,31 @@ async fn agents_of_both_drivers_run_side_by_side_and_a_bad_image_says_its_reason
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn auto_takes_containers_where_the_image_is_and_says_why_where_it_is_not() {
+    let Some(_) = engine("e2e::auto_takes_containers_where_the_image_is_and_says_why_where_it_is_not").await else { return };
+    blocking(|| {
+        let with = |image: &str, host: Option<&str>| {
+            let mut mosaic = Mosaic::start(&["--driver", "auto", "--sandbox-image", image]);
+            if let Some(host) = host {
+                mosaic.sigterm();
+                mosaic.environment = vec![("DOCKER_HOST".to_owned(), host.to_owned())];
+                mosaic.up();
+            }
+            let remote = remote(&mosaic);
+            let uid = mosaic.spawn(&task(&remote, "auto", "echo b > b.txt; while [ ! -e go ]; do sleep 0.1; done"));
+            let driver = mosaic.wait(&uid, "it runs", is_running)["status"]["sandbox"]["driver"].as_str().unwrap().to_owned();
+            mosaic.call("POST", &format!("/agents/{uid}/kill"), Some(&json!({})));
+            mosaic.assert_nothing_left();
+            (driver, mosaic.log())
+        };
+        let (driver, log) = with(BUSYBOX, None);
+        assert!(driver == "docker" && log.contains("sandboxes: docker; trees: overlay") && log.contains(BUSYBOX), "{driver}: {log}");
+        let (driver, log) = with("mosaic-test-no-such-image:1", None);
+        assert!(driver == "process" && log.contains("the engine has no image mosaic-test-no-such-image:1"), "{driver}: {log}");
+        let (driver, log) = with(BUSYBOX, Some("unix:///nowhere/docker.sock"));
+        assert!(driver == "process" && log.contains("no containers: ") && log.contains("unix:///nowhere/docker.sock"), "{driver}: {log}");
+    })
+    .await;
+}

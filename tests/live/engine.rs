@@ -103,17 +103,19 @@ async fn import_into(docker: &Docker, name: &str, changes: &[&str]) -> Result<()
 /// An engine that belongs to one test: with its own folder, socket and containerd, on nobody's network; gone with this value.
 pub struct OwnEngine {
     folder: tempfile::TempDir,
+    /// Whether it leaves containers alone when it is started anew.
+    keeps: bool,
     dockerd: Option<Child>,
 }
 
 impl OwnEngine {
     /// Starts one, with the test image.
-    pub async fn start() -> Result<Self, String> {
+    pub async fn start(keeps: bool) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("an engine of its own needs root".to_owned());
         }
         let folder = tempfile::Builder::new().prefix("mosaic-dockerd-").tempdir().map_err(|e| e.to_string())?;
-        let mut own = Self { folder, dockerd: None };
+        let mut own = Self { folder, keeps, dockerd: None };
         own.up().await?;
         let docker = Docker::connect_with_host(&own.host()).map_err(|e| e.to_string())?;
         import_into(&docker, BUSYBOX, &[]).await?;
@@ -138,7 +140,8 @@ impl OwnEngine {
         let log = fs::OpenOptions::new().create(true).append(true).open(at("log")).map_err(|e| e.to_string())?;
         let mut command = Command::new("dockerd");
         command.arg("--host").arg(self.host()).arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec"));
-        command.arg("--pidfile").arg(at("docker.pid")).args(["--bridge", "none", "--iptables=false", "--ip-masq=false", "--live-restore"]);
+        command.arg("--pidfile").arg(at("docker.pid")).args(["--bridge", "none", "--iptables=false", "--ip-masq=false"]);
+        command.args(self.keeps.then_some("--live-restore"));
         // SAFETY: unshare is async-signal-safe. On the host's network it would take the usual engine's bridge for left over, and remove it.
         unsafe {
             command.pre_exec(|| Ok(rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)?));

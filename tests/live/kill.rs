@@ -51,7 +51,7 @@ const CONDITIONS: [Broken; 7] = [
 fn start(host: &str, count: usize) -> Mosaic {
     let flags = ["--driver", "process", "--sandbox-image", BUSYBOX, "--running-max", "600", "--starting-max", "16"];
     let mut mosaic = Mosaic::prepare(&flags);
-    mosaic.env = vec![("DOCKER_HOST".to_owned(), host.to_owned())];
+    mosaic.environment = vec![("DOCKER_HOST".to_owned(), host.to_owned())];
     assert!(count < 550);
     mosaic.up();
     mosaic

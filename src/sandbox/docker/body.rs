@@ -12,6 +12,7 @@ use crate::inside::limits::OPEN_FILES_MAX;
 use crate::inside::wire::{CONTROL_INSIDE, FILE_TASK, FOLDER_CONTROL, FOLDER_LINK, FOLDER_OUT, HOME, INIT_INSIDE, USER};
 use crate::sandbox::config::{SandboxConfig, SandboxIds};
 use crate::sandbox::folder::{ContainerSpec, StoredSpec};
+use crate::sandbox::limits::{Bound, Means};
 use crate::sandbox::runs::Run;
 use crate::sandbox::{Refusal, SandboxError};
 use bollard::models::{
@@ -45,6 +46,16 @@ pub(super) fn group(ids: &SandboxIds) -> String {
     format!("root:x:0:\nnogroup:x:65534:\n{USER}:x:{}:\n", ids.gid)
 }
 
+/// Where the users of containers with these ids are kept.
+pub(super) fn passwd_beside(init: &Path, ids: &SandboxIds) -> PathBuf {
+    init.with_file_name(format!("passwd-{}-{}", ids.uid, ids.gid))
+}
+
+/// Where the groups are.
+pub(super) fn group_beside(init: &Path, ids: &SandboxIds) -> PathBuf {
+    init.with_file_name(format!("group-{}-{}", ids.uid, ids.gid))
+}
+
 /// Everything that a container is made of.
 pub(super) struct Plan<'a> {
     pub(super) config: &'a SandboxConfig,
@@ -55,6 +66,8 @@ pub(super) struct Plan<'a> {
     pub(super) spec: &'a StoredSpec,
     pub(super) image: &'a FoundImage,
     pub(super) wish: &'a ContainerSpec,
+    /// What the engine can bound: the rest the operator allows to be missing.
+    pub(super) means: Means,
     /// Where the engine is, for the words of a refusal.
     pub(super) host: &'a str,
     /// The engine's socket, by its real path.
@@ -84,18 +97,19 @@ impl Plan<'_> {
     fn host_config(&self) -> Result<HostConfig, SandboxError> {
         let limits = &self.spec.limits;
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let memory = number(limits.memory_bytes);
+        let has = |bound: Bound| bound == Bound::Kernel;
+        let memory = has(self.means.memory).then(|| number(limits.memory_bytes));
         let ulimit =
             |name: &str, value: u64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(number(value)), hard: Some(number(value)) };
         Ok(HostConfig {
             mounts: Some(self.mounts()?),
             tmpfs: Some(self.tmpfs()),
             shm_size: Some(number(self.spec.launch.tmp_bytes_max)),
-            memory: Some(memory),
+            memory,
             // Memory and swap together: no swap.
-            memory_swap: Some(memory),
-            pids_limit: Some(number(u64::from(limits.pids_max) + PIDS_OF_INIT)),
-            nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
+            memory_swap: memory,
+            pids_limit: has(self.means.pids).then(|| number(u64::from(limits.pids_max) + PIDS_OF_INIT)),
+            nano_cpus: has(self.means.cpu).then(|| i64::from(limits.cpu_millis) * 1_000_000),
             cpu_shares: Some(CPU_SHARES),
             ulimits: Some(vec![ulimit("nofile", OPEN_FILES_MAX), ulimit("core", 0)]),
             oom_score_adj: Some(OOM_SCORE),
@@ -138,11 +152,10 @@ impl Plan<'_> {
 
     fn mounts(&self) -> Result<Vec<Mount>, SandboxError> {
         let (folder, launch) = (self.run.folder.path(), &self.spec.launch);
-        let beside_init = |name: &str| self.init.with_file_name(name);
         let mut mounts = vec![
             self.mount(self.init, INIT_INSIDE, true)?,
-            self.mount(&beside_init("passwd"), "/etc/passwd", true)?,
-            self.mount(&beside_init("group"), "/etc/group", true)?,
+            self.mount(&passwd_beside(self.init, &self.config.ids), "/etc/passwd", true)?,
+            self.mount(&group_beside(self.init, &self.config.ids), "/etc/group", true)?,
             self.mount(&launch.tree, "/workspace", false)?,
             self.mount(&folder.join(FOLDER_OUT), "/mosaic/out", false)?,
             self.mount(&folder.join(FOLDER_LINK), "/mosaic/link", true)?,
@@ -197,9 +210,9 @@ pub(super) fn differences(wanted: &ContainerCreateBody, seen: &ContainerInspectR
     same("the program", config.entrypoint == wanted.entrypoint && config.cmd.as_ref().is_none_or(Vec::is_empty));
     same("the read-only root", host.readonly_rootfs == Some(true));
     same("the network", host.network_mode.as_deref() == Some("none"));
-    same("the memory limit", host.memory == wanted_host.memory);
-    same("the limit on processes", host.pids_limit == wanted_host.pids_limit);
-    same("the CPU limit", host.nano_cpus == wanted_host.nano_cpus);
+    same("the memory limit", wanted_host.memory.is_none() || host.memory == wanted_host.memory);
+    same("the limit on processes", wanted_host.pids_limit.is_none() || host.pids_limit == wanted_host.pids_limit);
+    same("the CPU limit", wanted_host.nano_cpus.is_none() || host.nano_cpus == wanted_host.nano_cpus);
     same("the limits on resources", sorted(host.ulimits.as_deref()) == sorted(wanted_host.ulimits.as_deref()));
     same(
         "the capabilities",
@@ -239,7 +252,7 @@ fn security_is_as_asked(options: &[String]) -> bool {
 /// Every mount that was asked for is there as it was asked for, and no other one of the host's.
 fn mounts_are_as_asked(wanted: &HostConfig, seen: &ContainerInspectResponse) -> bool {
     let wanted: Vec<_> = wanted.mounts.iter().flatten().map(|m| (m.target.clone(), m.source.clone(), m.read_only == Some(true))).collect();
-    let is_tmpfs = |m: &&MountPoint| m.typ.as_ref().is_some_and(|kind| kind.to_string() == "tmpfs");
+    let is_tmpfs = |m: &&MountPoint| m.typ.as_ref().is_some_and(|kind| kind == "tmpfs");
     let seen = seen.mounts.iter().flatten().filter(|m| !is_tmpfs(m));
     let mut seen: Vec<_> = seen.map(|m| (m.destination.clone(), m.source.clone(), m.rw == Some(false))).collect();
     let mut wanted = wanted;

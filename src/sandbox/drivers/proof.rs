@@ -32,26 +32,24 @@ impl Inner {
         if self.verified().contains_key(&driver) {
             return Ok(());
         }
-        let _testing = self.testing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(testing) = self.testing.get(&driver) else {
+            let message = format!("{driver:?} sandboxes are not built yet; use process or docker").to_lowercase();
+            return Err(SandboxError::Refused { why: Refusal::DriverNotServed, message });
+        };
+        let image = match (driver, image) {
+            // Before the lock: a pull takes its time.
+            (Driver::Docker, Some(image)) => Some(self.docker.provide(image, &|| false)?.name),
+            // Nothing to make a container of: the first run brings its own, or says that there is none.
+            (Driver::Docker, None) if self.docker.look_at_engine().is_ok() && !self.docker.has_default_image()? => return Ok(()),
+            _ => None,
+        };
+        let _testing = testing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.verified().contains_key(&driver) {
             return Ok(());
         }
-        let image = match driver {
-            Driver::Docker => {
-                self.docker.look_at_engine()?;
-                match (image, self.docker.has_default_image()?) {
-                    (Some(image), _) => Some(self.docker.provide(image, &|| false)?.name),
-                    (None, true) => None,
-                    // Nothing to make a container of: the first run brings its own, or says that there is none.
-                    (None, false) => return Ok(()),
-                }
-            }
-            Driver::Process => None,
-            Driver::Auto | Driver::Pod => {
-                let message = format!("{driver:?} sandboxes are not built yet; use process or docker").to_lowercase();
-                return Err(SandboxError::Refused { why: Refusal::DriverNotServed, message });
-            }
-        };
+        if driver == Driver::Docker {
+            self.docker.look_at_engine()?;
+        }
         let isolation = self.try_out(driver, image)?;
         self.verified().insert(driver, isolation);
         Ok(())

@@ -22,7 +22,7 @@ const TMP_BYTES_MIN: u64 = 64 << 20;
 /// and at most so much: it is memory of the host until limits are enforced.
 const TMP_BYTES_MAX: u64 = 2 << 30;
 /// Pause between two questions to a driver whether something may still come.
-const COMING_PAUSE: Duration = Duration::from_millis(100);
+const COMING_PAUSE: Duration = Duration::from_millis(500);
 
 impl Runs {
     /// Makes a run with a driver, unless it exists; a run that exists stays with its own.

@@ -32,6 +32,8 @@ impl Runs {
             .create(run.folder.path())
             .and_then(|()| crate::durable::replace(&run.folder.path().join(FILE_STOPPED), b""));
         self.link.say_stop(id);
+        // Behind the tombstone nothing is handed over any more: who still holds the lock lives.
+        self.link.let_go(id);
         let outcome = self.kill_until(&run, until);
         // A tombstone that could not be written matters only while something lives.
         match outcome {

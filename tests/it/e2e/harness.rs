@@ -14,7 +14,7 @@ pub struct Mosaic {
     pub folder: tempfile::TempDir,
     pub flags: Vec<String>,
     /// Environment of the controller beside the test's own.
-    pub env: Vec<(String, String)>,
+    pub environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -29,7 +29,7 @@ impl Mosaic {
     /// The same, not started yet.
     pub fn prepare(flags: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("mosaic-e2e-").tempdir().unwrap();
-        Self { folder, flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), env: Vec::new(), child: None }
+        Self { folder, flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), environment: Vec::new(), child: None }
     }
 
     /// Its state folder: beneath its own folder, or where a flag says.
@@ -45,7 +45,7 @@ impl Mosaic {
         if !self.flags.iter().any(|flag| flag == "--state") {
             command.arg("--state").arg(self.state());
         }
-        command.args(&self.flags).envs(self.env.clone()).stdin(Stdio::null());
+        command.args(&self.flags).envs(self.environment.clone()).stdin(Stdio::null());
         command
     }
 

@@ -16,10 +16,10 @@ fn open(host: &Host, own: &OwnEngine) -> Drivers {
     host.open_untested(docker)
 }
 
-async fn own_engine(test: &str) -> Option<OwnEngine> {
+async fn own_engine(test: &str, keeps: bool) -> Option<OwnEngine> {
     // The image is made with the usual one's help.
     engine(test).await?;
-    match OwnEngine::start().await {
+    match OwnEngine::start(keeps).await {
         Ok(own) => Some(own),
         Err(why) => {
             crate::skip::skip(test, &why);
@@ -30,7 +30,7 @@ async fn own_engine(test: &str) -> Option<OwnEngine> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sandboxes_outlive_their_engine_and_their_controller() {
-    let Some(mut own) = own_engine("docker::outages::sandboxes_outlive_their_engine_and_their_controller").await else { return };
+    let Some(mut own) = own_engine("docker::outages::sandboxes_outlive_their_engine_and_their_controller", true).await else { return };
     let host = Host::new();
     let sandbox = open(&host, &own);
     let subject = host.subject(&sandbox);
@@ -77,32 +77,38 @@ async fn sandboxes_outlive_their_engine_and_their_controller() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn engine_that_is_started_anew_keeps_running_sandboxes() {
-    let Some(mut own) = own_engine("docker::outages::engine_that_is_started_anew_keeps_running_sandboxes").await else { return };
-    let host = Host::new();
-    let sandbox = open(&host, &own);
-    let spec = host.subject(&sandbox).script("restarted1", 1, "while [ ! -e go ]; do sleep 0.05; done; exit 3");
-    sandbox.ensure(spec.clone()).await.unwrap();
-    own.kill();
-    own.up().await.unwrap();
-    // An engine without `live-restore` ends the containers that it finds; one with it keeps them. Either is seen as it is.
-    let state = seen(&sandbox, &spec.run).await.unwrap().state;
-    println!("after the restart: {state:?}");
-    std::fs::write(spec.tree.join("go"), "").unwrap();
-    let cause = ended(&sandbox, &spec.run).await.cause;
-    assert!(matches!(cause, EndCause::Exited(3) | EndCause::Lost(_)), "{cause:?}");
-    let again = host.subject(&sandbox).script("restarted1", 2, "exit 4");
-    assert_eq!(host.subject(&sandbox).run(again).await.cause, EndCause::Exited(4));
-    for seen in sandbox.observe(None).await.unwrap() {
-        sandbox.remove(&seen.run).await.unwrap();
+async fn engine_that_is_started_anew_is_believed_only_by_what_the_kernel_shows() {
+    for keeps in [true, false] {
+        let test = "docker::outages::engine_that_is_started_anew_is_believed_only_by_what_the_kernel_shows";
+        let Some(mut own) = own_engine(test, keeps).await else { return };
+        let host = Host::new();
+        let sandbox = open(&host, &own);
+        let spec = host.subject(&sandbox).script("restarted1", 1, "while [ ! -e go ]; do sleep 0.05; done; exit 3");
+        sandbox.ensure(spec.clone()).await.unwrap();
+        own.kill();
+        own.up().await.unwrap();
+        // An engine without `live-restore` ends the containers that it finds, one with it keeps them.
+        if keeps {
+            assert!(matches!(seen(&sandbox, &spec.run).await.unwrap().state, SandboxState::Running { .. }));
+            std::fs::write(spec.tree.join("go"), "").unwrap();
+            assert_eq!(ended(&sandbox, &spec.run).await.cause, EndCause::Exited(3));
+        } else {
+            let cause = ended(&sandbox, &spec.run).await.cause;
+            assert!(matches!(&cause, EndCause::Lost(_)), "{cause:?}");
+        }
+        let again = host.subject(&sandbox).script("restarted1", 2, "exit 4");
+        assert_eq!(host.subject(&sandbox).run(again).await.cause, EndCause::Exited(4));
+        for seen in sandbox.observe(None).await.unwrap() {
+            sandbox.remove(&seen.run).await.unwrap();
+        }
+        assert_eq!(own.client().ours(&host.installation).await.unwrap(), Vec::new());
     }
-    assert_eq!(own.client().ours(&host.installation).await.unwrap(), Vec::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_while_the_engine_hangs_is_not_called_gone_and_a_late_container_never_runs() {
     let test = "docker::outages::stop_while_the_engine_hangs_is_not_called_gone_and_a_late_container_never_runs";
-    let Some(own) = own_engine(test).await else { return };
+    let Some(own) = own_engine(test, true).await else { return };
     let host = Host::new();
     let sandbox = open(&host, &own);
     sandbox.test(Driver::Docker).unwrap();
