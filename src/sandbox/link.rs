@@ -124,7 +124,7 @@ impl LinkServer {
         self.shared.changes.subscribe()
     }
 
-    /// Tells of a run that ended without ever having been granted its start.
+    /// Tells of a run that ended without init's own word: it was never granted its start, or its end was seen late.
     pub fn tell_ended(&self, uid: &Uid) {
         self.shared.changed(uid);
     }

@@ -106,7 +106,7 @@ async fn in_condition(broken: Broken) {
     if engine(&test).await.is_none() {
         return;
     }
-    let mut own = match OwnEngine::start().await {
+    let mut own = match OwnEngine::start(true).await {
         Ok(own) => own,
         Err(why) => return crate::skip::skip(&test, &why),
     };

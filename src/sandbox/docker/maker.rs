@@ -59,7 +59,7 @@ impl Maker for Docker {
             return Ok(());
         }
         let remembered = crate::kill::engine::remember(&self.config.state, self.host(), &self.config.installation);
-        remembered.map_err(crate::sandbox::runs::failed(&run.id, "note the engine of"))?;
+        remembered.map_err(failed(&run.id, "note the engine of"))?;
         let made = self.make(run, spec)?;
         let wish = spec.container.clone().unwrap_or_else(|| ContainerSpec { image: self.docker.image.clone(), runtime: None });
         if stopped()? { Ok(()) } else { self.start_made(run, &wish, &made) }

@@ -9,6 +9,8 @@
 //! Tree and HOME are kept between attempts. One that begins over its limit, because the one before it went over, has `GRACE` to remove what
 //! is too much, and may grow by hardly anything meanwhile; far over the limit there is no grace.
 //!
+//! The same thread tells again of an end that nobody has looked at.
+//!
 //! What it does not see: what is written and removed between two looks, files that are deleted and closed but still mapped, or on their way
 //! through a socket; and nothing at all while no controller runs (the lease bounds that). A run can therefore exceed its limit by what it
 //! writes in one interval.
@@ -20,6 +22,7 @@ use crate::inside::wire::{FILE_LIMIT, FILE_SESSION, FILE_SPEC, FOLDER_OUT, Limit
 use crate::inside::{limits, system};
 use crate::plan::observed::Limit;
 use crate::sandbox::folder::{RunFolder, Session, StoredSpec};
+use crate::sandbox::kill::{self, Life};
 use crate::sandbox::{RunSpec, cgroup};
 use k8s_openapi::jiff::Timestamp;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
@@ -55,6 +58,8 @@ const GRACE: Duration = Duration::from_secs(60);
 const GRACE_SHARE: u64 = 20;
 /// and how many times the limit is too far for that.
 const GRACE_TIMES_MAX: u64 = 2;
+/// An end that nobody has looked at for so many rounds is told again.
+const GONE_ROUNDS: u32 = 4;
 /// A block as `stat` counts it.
 const BLOCK_BYTES: u64 = 512;
 
@@ -146,6 +151,8 @@ pub(crate) struct Watch {
     last: Option<(Instant, Used)>,
     /// A limit was exceeded, but the end was not seen yet.
     exceeded: bool,
+    /// Rounds in which everything of the run was gone.
+    gone: u32,
 }
 
 /// Starts the thread; it ends with the driver.
@@ -173,6 +180,7 @@ impl Runs {
 
     fn watch(&self, run: &Run) -> io::Result<()> {
         let mut watch = run.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        self.tell_late_end(run, &mut watch)?;
         if watch.exceeded {
             return self.end_for_limit(run);
         }
@@ -196,6 +204,19 @@ impl Runs {
         run.folder.write(FILE_LIMIT, &LimitReport { limit: limit.as_str().to_owned(), message })?;
         watch.exceeded = true;
         self.end_for_limit(run)
+    }
+
+    /// What init told of its end may have been looked at before its launcher had written the last word, or init was killed and told
+    /// nothing: without another word nobody would look again for minutes.
+    fn tell_late_end(&self, run: &Run, watch: &mut Watch) -> io::Result<()> {
+        let Some(identity) = run.identity()? else { return Ok(()) };
+        if watch.gone <= GONE_ROUNDS && kill::look(&identity)? != Life::Alive && !run.folder.is_held()? {
+            watch.gone += 1;
+            if watch.gone == GONE_ROUNDS {
+                self.link.tell_ended(&run.id.uid);
+            }
+        }
+        Ok(())
     }
 
     fn end_for_limit(&self, run: &Run) -> io::Result<()> {

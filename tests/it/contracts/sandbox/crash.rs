@@ -1,8 +1,9 @@
 //! A controller that is killed at any instant: the next one finds every run running, ended or never started, and nothing besides.
 
 use super::process::{Host, kill, processes_with};
-use super::{Subject, ended};
-use mosaic::plan::observed::EndCause;
+use super::{PATIENCE, Subject, ended, seen};
+use mosaic::inside::wire::Identity;
+use mosaic::plan::observed::{EndCause, SandboxState};
 use mosaic::sandbox::Sandbox;
 use mosaic::sandbox::init_binary::find_init;
 use mosaic::sandbox::{Drivers, SANDBOX_UID, SandboxConfig, SandboxIds};
@@ -79,4 +80,27 @@ fn launchers_of(state: &Path) -> Vec<i32> {
     let state = fs::canonicalize(state).unwrap();
     let is_ours = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(state.join("runs")));
     processes_with("mosaic-init").into_iter().filter(is_ours).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn end_whose_last_word_comes_late_is_told_again() {
+    let host = Host::new();
+    let sandbox = host.open();
+    let spec = host.subject(&sandbox).script("late-00001", 1, "while [ ! -e /workspace/go ]; do sleep 0.02; done");
+    sandbox.ensure(spec.clone()).await.unwrap();
+    let launcher = host.folder(&spec.run).read::<Identity>("launcher.json").unwrap().unwrap().pid;
+    let launcher = rustix::process::Pid::from_raw(launcher).unwrap();
+    // Slow as on a host that is short of processors: longer than a look waits for it.
+    rustix::process::kill_process(launcher, rustix::process::Signal::STOP).unwrap();
+    let mut changes = sandbox.changes();
+    fs::write(spec.tree.join("go"), "").unwrap();
+    let told = tokio::time::timeout(PATIENCE, changes.recv()).await.unwrap().unwrap();
+    assert_eq!(told, spec.run.uid);
+    let state = seen(&sandbox, &spec.run).await.unwrap().state;
+    assert!(matches!(state, SandboxState::Running { .. }), "it has no last word yet: {state:?}");
+    while changes.try_recv().is_ok() {}
+    rustix::process::kill_process(launcher, rustix::process::Signal::CONT).unwrap();
+    let told = tokio::time::timeout(PATIENCE, changes.recv()).await.expect("nobody tells that it has ended after all");
+    assert_eq!(told.unwrap(), spec.run.uid);
+    assert_eq!(ended(&sandbox, &spec.run).await.cause, EndCause::Exited(0));
 }
