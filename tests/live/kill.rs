@@ -148,6 +148,7 @@ fn one_round(own: &mut OwnEngine, runtime: &tokio::runtime::Handle, broken: Brok
         Broken::ControllerFrozen => signal(&mosaic, rustix::process::Signal::CONT),
         Broken::Nothing | Broken::FrontDoorFull | Broken::WorkersBusy => {}
     }
+    eventually("the front door to have room", || mosaic.is_ready());
     for uid in &uids {
         mosaic.wait(uid, "the record to say killed", |object| object["status"]["phase"] == "Killed");
     }

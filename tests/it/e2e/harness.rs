@@ -65,7 +65,8 @@ impl Mosaic {
         }
     }
 
-    fn is_ready(&self) -> bool {
+    /// Whether it answers and knows all records.
+    pub fn is_ready(&self) -> bool {
         let Ok(server) = std::fs::read_to_string(self.state().join("server")) else { return false };
         http("GET", &format!("{}/readyz", server.trim()), None, None).is_ok_and(|(status, _)| status == 200)
     }

@@ -29,6 +29,7 @@ fn in_condition<T>(name: &str, breaks: impl Fn(&mut Mosaic) -> T, mends: impl Fn
         println!("{name}, round {round}");
         kill_all_and_look(&mosaic, count);
         mends(&mut mosaic, broken);
+        crate::e2e::harness::eventually("the front door to have room", || mosaic.is_ready());
         for uid in &uids {
             mosaic.wait(uid, "the record to say killed", |object| object["status"]["phase"] == "Killed");
         }
