@@ -152,7 +152,8 @@ fn gate_place(workspaces: &Workspaces, uid: &Uid, key: &str) -> Result<Place, Wo
 pub(super) fn remove(workspaces: &Workspaces, uid: &Uid) -> Result<(), WorkspaceError> {
     workspaces.locks.with(&lock(uid), || {
         let mut hashes = BTreeSet::new();
-        for (parent, prefix) in [(&workspaces.folders.trees, prefix(uid)), (&workspaces.folders.gate_trees, gate_prefix(uid))] {
+        // The agent's own last: while it is there somebody comes back for the rest.
+        for (parent, prefix) in [(&workspaces.folders.gate_trees, gate_prefix(uid)), (&workspaces.folders.trees, prefix(uid))] {
             for (place, meta) in place::of_agent(parent, &prefix, uid)? {
                 place.remove()?;
                 hashes.insert(meta.hash);

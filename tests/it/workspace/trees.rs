@@ -187,6 +187,33 @@ fn removal_follows_no_link_and_manages_any_depth() {
     }
 }
 
+/// That the tree is gone says that everything of the agent is: what nobody would look for must go before it.
+#[test]
+fn trees_of_gates_go_before_the_tree_that_is_looked_for() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(TreeModeWish::Checkout);
+    let (base, _) = world.tree(1);
+    let spec = GateTreeSpec {
+        namespace: namespace(),
+        repository: world.remote.clone(),
+        uid: uid(1),
+        attempt: Attempt(1),
+        key: "tests".to_owned(),
+        head: base,
+    };
+    let stuck = world.ws.ensure_gate_tree(&spec).unwrap().parent().unwrap().join("stuck");
+    std::fs::create_dir(&stuck).unwrap();
+    rustix::mount::mount("test", &stuck, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    assert!(world.ws.remove(&uid(1)).is_err());
+    assert!(world.ws.observe_tree(&uid(1)).unwrap().is_some(), "the agent counts as cleaned up, and a gate's tree is left");
+    rustix::mount::unmount(&stuck, rustix::mount::UnmountFlags::empty()).unwrap();
+    world.ws.remove(&uid(1)).unwrap();
+    assert!(world.ws.observe_tree(&uid(1)).unwrap().is_none());
+    assert_eq!(world.ws.inventory().unwrap().gate_trees, Vec::new());
+}
+
 #[test]
 fn a_gate_sees_the_exact_commit_and_changes_nothing_for_others() {
     for mode in BOTH {
