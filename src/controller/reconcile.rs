@@ -230,8 +230,9 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     let permit = permit_for(ctx, &subject);
     let desired = desired(&subject, &stored, checked.as_ref().map_err(Vec::as_slice));
     let now = (ctx.clock)();
-    let decided = plan(&desired, &observed, &permit, now);
+    let mut decided = plan(&desired, &observed, &permit, now);
     debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
+    claim(&mut decided.status, ctx.world.place());
     let wrote = store_status(ctx, &mut subject, &stored, &decided).await?;
     if ending(&decided.status).is_some() {
         ctx.world.abandon(&subject.uid);
@@ -280,6 +281,13 @@ fn permit_for(ctx: &Context, subject: &Subject) -> Permit {
     fleet.halt_on(metadata.namespace.as_deref().unwrap_or_default(), &labels).unwrap_or(Permit::Granted)
 }
 
+/// From its first attempt an agent belongs to the place that begins it: its sandbox and tree are there, and no other place can look at them.
+fn claim(status: &mut AgentStatus, place: Option<&str>) {
+    if status.attempt > 0 && status.installation.is_none() {
+        status.installation = place.map(str::to_owned);
+    }
+}
+
 /// Stores the status if it says anything new. Facts are durable before any effect that needs them.
 async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus, decided: &Plan) -> Result<bool, PassError> {
     if decided.status == *stored {
@@ -316,6 +324,11 @@ async fn apply(ctx: &Context, subject: &Subject, epoch: Epoch, decided: &Plan) -
         let effect = Effect { key: subject.record.key(), uid: subject.uid.clone(), epoch, action: action.clone() };
         if starts_something(action) && is_halted(ctx, subject) {
             return Ok(false);
+        }
+        if (ctx.epoch)() != Some(epoch) {
+            // The lease ran out while this pass was under way (a stopped process, a silent store): somebody else may act by now.
+            let source = EffectError::Fenced { mine: epoch, seen: (ctx.epoch)().unwrap_or_default() };
+            return Err(PassError::Effect { action: action.name(), key: effect.key, source });
         }
         if let Err(why) = (ctx.journal.intent)(effect.clone()).await {
             // A stop goes on without its entry: a full disk must not keep anything alive.
