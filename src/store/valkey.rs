@@ -35,7 +35,7 @@ use futures::future::BoxFuture;
 use k8s_openapi::jiff::Timestamp;
 use keys::{Keys, field};
 use link::{ANSWER_WAIT_MAX, Link, LinkError};
-use script::{ARCHIVE, CREATE, Call, PUT_HEAD, PUT_STATUS, REMOVE, Reply, Script};
+use script::{ARCHIVE, CREATE, Call, PUT_HEAD, PUT_HEAD_OF_ENDING, PUT_STATUS, PUT_STATUS_OF_ENDING, REMOVE, Reply, Script};
 use std::sync::{Arc, PoisonError, RwLock};
 use stored::{Summary, decode, event_fields, head_of, status_of, task_field};
 use tokio::sync::watch;
@@ -130,6 +130,7 @@ impl Shared {
         let version = Value::from(old.metadata.resource_version.clone().unwrap_or_default());
         let (script, record, more) = match change {
             Change::Nothing(record) => return Ok(record),
+            Change::Put(record) if is_ending(&record) => (&PUT_HEAD_OF_ENDING, record, None),
             Change::Put(record) => (&PUT_HEAD, record, None),
             Change::Remove(record) => (&REMOVE, record, Some(Value::from(task_field(old)))),
         };
@@ -167,7 +168,8 @@ impl Shared {
         let mut args: Vec<Value> = vec![version.into(), uid.into(), status_of(&record).into(), state.into(), task.into(), cleaned.into()];
         args.extend([task_field(&record).into(), events_max.into()]);
         args.extend(event_fields(&record).into_iter().flat_map(|(name, value)| [Value::from(name), Value::from(value)]));
-        self.write_record("write a status", &PUT_STATUS, &record.key(), args).await
+        let script = if is_ending(&record) { &PUT_STATUS_OF_ENDING } else { &PUT_STATUS };
+        self.write_record("write a status", script, &record.key(), args).await
     }
 
     async fn delete(&self, key: &Key, uid: Option<&Uid>, annotations: &[(String, String)]) -> StoreResult<Record> {
@@ -221,6 +223,11 @@ impl Shared {
         let decode = |text: Option<String>| serde_json::from_str(&text?).inspect_err(|error| tracing::error!(%error, "a record of the history does not decode")).ok();
         Ok(texts.into_iter().map(decode).collect())
     }
+}
+
+/// Whether a record is being deleted: a full memory must not keep an agent alive.
+fn is_ending(record: &Record) -> bool {
+    record.metadata.deletion_timestamp.is_some()
 }
 
 /// The Valkey keeper.

@@ -14,32 +14,45 @@ use std::sync::OnceLock;
 /// A script and its hash.
 #[derive(Debug)]
 pub(super) struct Script {
-    source: &'static str,
-    hash: OnceLock<String>,
+    /// What the server is told of it before it runs.
+    flags: &'static str,
+    text: &'static str,
+    built: OnceLock<(String, String)>,
 }
 
 impl Script {
-    fn hash(&self) -> &str {
-        self.hash.get_or_init(|| Sha1::digest(self.source).iter().map(|byte| format!("{byte:02x}")).collect())
+    const fn new(flags: &'static str, text: &'static str) -> Self {
+        Self { flags, text, built: OnceLock::new() }
+    }
+
+    /// The whole text, with what all scripts share, and its hash.
+    fn built(&self) -> &(String, String) {
+        self.built.get_or_init(|| {
+            let source = format!("#!lua{}\n{}{}", self.flags, include_str!("scripts/head.lua"), self.text);
+            let hash = Sha1::digest(&source).iter().map(|byte| format!("{byte:02x}")).collect();
+            (source, hash)
+        })
     }
 }
 
-/// What all scripts share, then the text of one.
-macro_rules! script {
-    ($file:literal) => {
-        Script { source: concat!(include_str!("scripts/head.lua"), include_str!(concat!("scripts/", $file))), hash: OnceLock::new() }
-    };
-}
+/// A full memory refuses it before it has done anything.
+const ORDINARY: &str = "";
+/// A full memory does not refuse it: what ends agents, frees memory or says who leads must go on. It adds little, and to what is there already.
+const URGENT: &str = " flags=allow-oom";
+/// It only reads: it runs with a full memory and on a replica.
+const READING: &str = " flags=no-writes";
 
-pub(super) static OPEN: Script = script!("open.lua");
-pub(super) static POSITION: Script = script!("position.lua");
-pub(super) static CREATE: Script = script!("create.lua");
-pub(super) static PUT_HEAD: Script = script!("put_head.lua");
-pub(super) static PUT_STATUS: Script = script!("put_status.lua");
-pub(super) static REMOVE: Script = script!("remove.lua");
-pub(super) static ARCHIVE: Script = script!("archive.lua");
-pub(super) static ACQUIRE: Script = script!("acquire.lua");
-pub(super) static RENEW: Script = script!("renew.lua");
+pub(super) static OPEN: Script = Script::new(URGENT, include_str!("scripts/open.lua"));
+pub(super) static POSITION: Script = Script::new(READING, include_str!("scripts/position.lua"));
+pub(super) static CREATE: Script = Script::new(ORDINARY, include_str!("scripts/create.lua"));
+pub(super) static PUT_HEAD: Script = Script::new(ORDINARY, include_str!("scripts/put_head.lua"));
+pub(super) static PUT_HEAD_OF_ENDING: Script = Script::new(URGENT, include_str!("scripts/put_head.lua"));
+pub(super) static PUT_STATUS: Script = Script::new(ORDINARY, include_str!("scripts/put_status.lua"));
+pub(super) static PUT_STATUS_OF_ENDING: Script = Script::new(URGENT, include_str!("scripts/put_status.lua"));
+pub(super) static REMOVE: Script = Script::new(URGENT, include_str!("scripts/remove.lua"));
+pub(super) static ARCHIVE: Script = Script::new(URGENT, include_str!("scripts/archive.lua"));
+pub(super) static ACQUIRE: Script = Script::new(URGENT, include_str!("scripts/acquire.lua"));
+pub(super) static RENEW: Script = Script::new(URGENT, include_str!("scripts/renew.lua"));
 
 /// One call of a script.
 #[derive(Debug, Clone)]
@@ -52,7 +65,7 @@ pub(super) struct Call {
 impl Call {
     /// Sends it to wherever `client` puts it: a connection, or a pipeline that is being filled.
     pub(super) async fn send<C: ClientLike>(&self, client: &C, by_text: bool) -> Result<Value, Error> {
-        let (name, script) = if by_text { ("EVAL", self.script.source) } else { ("EVALSHA", self.script.hash()) };
+        let (name, script) = if by_text { ("EVAL", &self.script.built().0) } else { ("EVALSHA", &self.script.built().1) };
         let slot = self.keys.first().map_or(0, |key| fred::util::redis_keyslot(key.as_bytes()));
         let count = i64::try_from(self.keys.len()).expect("a handful of keys");
         let keys = self.keys.iter().map(Value::from);

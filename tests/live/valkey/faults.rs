@@ -45,13 +45,23 @@ async fn full_memory_refuses_writes_and_loses_nothing() {
     let Some(server) = Server::start("valkey::faults::full_memory_refuses_writes_and_loses_nothing", &DURABLE) else { return };
     let store = open(&server.url()).await.unwrap();
     let before = store.create(agent("before")).await.unwrap();
+    let mut doomed = agent("doomed");
+    doomed.metadata.finalizers = Some(vec![mosaic::api::names::FINALIZER.to_owned()]);
+    let doomed = store.create(doomed).await.unwrap();
     server.ask(&["CONFIG", "SET", "maxmemory", "1mb"]);
     let text = fails_in_time(&store, "one").await;
     assert!(text.contains("its memory is full: raise maxmemory") && !text.contains("unknown"), "{text}");
     unavailable(store.replace_status(next(before.clone())).await);
-    unavailable(store.delete(&before.key(), None, &[]).await);
     let (listed, last) = store.list(Kind::Agent).await.expect("reading works");
-    assert_eq!((listed, last), (vec![before.clone()], version(&before)), "what was refused is not there");
+    assert_eq!((listed, last), (vec![before, doomed.clone()], version(&doomed)), "what was refused is not there");
+    // A full memory keeps nobody alive: an end is declared, told and carried through.
+    let mut ending = store.delete(&doomed.key(), None, &[]).await.expect("a kill is taken");
+    ending.status = serde_json::json!({ "phase": "Killed" });
+    let mut ending = store.replace_status(ending).await.expect("what came of it is stored");
+    ending.metadata.finalizers = None;
+    store.archive(ending.clone()).await.expect("and kept");
+    store.replace(ending).await.expect("and the record goes");
+    assert_eq!(store.get(&doomed.key()).await.unwrap(), None);
     server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
     works_again(&store, "one").await;
 }
@@ -155,6 +165,7 @@ async fn a_write_without_an_answer_is_unknown_and_never_repeated() {
     let proxy = Proxy::start(server.port).await;
     let store = open(&proxy.url()).await.unwrap();
     let record = store.create(agent("one")).await.unwrap();
+    let record = store.replace_status(next(record)).await.unwrap();
     proxy.set(Mode::CutAnswers);
     let text = unavailable(store.replace_status(next(record.clone())).await);
     assert!(text.contains("whether something was written is unknown"), "{text}");
@@ -167,7 +178,7 @@ async fn a_write_without_an_answer_is_unknown_and_never_repeated() {
         assert!(started.elapsed() < Duration::from_secs(20));
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    assert_eq!((there.status["attempt"].as_u64(), version(&there)), (Some(1), 2), "it was written, once");
+    assert_eq!((there.status["attempt"].as_u64(), version(&there)), (Some(2), 3), "it was written, once");
     assert!(matches!(store.replace_status(next(record)).await, Err(StoreError::Conflict(_))), "who sends it again learns that");
 }
 

@@ -67,7 +67,7 @@ async fn all_keys_are_in_one_slot_of_a_cluster() {
 
 #[tokio::test]
 async fn a_cluster_serves_a_store_as_well() {
-    let flags = [&DURABLE[..], &["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"]].concat();
+    let flags = [&DURABLE[..], &["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-announce-ip", "127.0.0.1"]].concat();
     let Some(server) = Server::start("valkey::words::a_cluster_serves_a_store_as_well", &flags) else { return };
     server.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     let started = std::time::Instant::now();

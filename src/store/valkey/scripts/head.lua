@@ -1,4 +1,3 @@
-#!lua
 -- What every script of the store shares. A record is kept as lines: version, uid, agent state, task state, cleaned up ('yes' or 'no'),
 -- metadata and spec as JSON, status as JSON. Lines never hold line breaks themselves.
 -- KEYS of every writing script: meta, records of the kind, changes, events, agent states, task states.
