@@ -10,7 +10,7 @@ use crate::controller::foresight::{Foresight, foresee};
 use crate::controller::own::{OwnWrite, version_of};
 use crate::effect::{EffectError, Subject, World};
 use crate::plan::action::{Action, Effect};
-use crate::plan::fleet::{Fleet, Member, Permit, Place, place};
+use crate::plan::fleet::{Fleet, Member, Permit, Place, place, place_seen_from};
 use crate::plan::observed::Observed;
 use crate::plan::status::ending;
 use crate::plan::{Desired, Plan, plan};
@@ -96,7 +96,7 @@ impl Context {
     pub fn take_into_fleet(&self, record: &Record, agent: Option<&ValidAgent>) {
         let Ok(uid) = Uid::new(record.metadata.uid.clone().unwrap_or_default()) else { return };
         let woken = match agent {
-            Some(agent) => self.fleet().upsert(member_of(record, agent)),
+            Some(agent) => self.fleet().upsert(self.member_of(record, agent)),
             None => self.fleet().remove(&uid),
         };
         self.wake_all(woken);
@@ -107,9 +107,17 @@ impl Context {
         if let Some(agent) = agent {
             let mut fleet = self.fleet();
             if fleet.is_news(&agent.uid, version_of(record)) {
-                fleet.upsert(member_of(record, agent));
+                fleet.upsert(self.member_of(record, agent));
             }
         }
+    }
+
+    /// What the fleet needs of a record.
+    fn member_of(&self, record: &Record, agent: &ValidAgent) -> Member {
+        let labels = record.metadata.labels.clone().unwrap_or_default();
+        let rerun_of = record.spec.get("rerunOf").and_then(|v| v.as_str()).map(str::to_owned);
+        let member = Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of, version_of(record));
+        Member { place: place_seen_from(self.world.place(), &agent.status), ..member }
     }
 
     /// Takes a watched change into the fleet, unless a pass has seen the record later than that.
@@ -142,14 +150,6 @@ impl Context {
             }
         }
     }
-}
-
-/// What the fleet needs of a record.
-#[must_use]
-pub fn member_of(record: &Record, agent: &ValidAgent) -> Member {
-    let labels = record.metadata.labels.clone().unwrap_or_default();
-    let rerun_of = record.spec.get("rerunOf").and_then(|v| v.as_str()).map(str::to_owned);
-    Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of, version_of(record))
 }
 
 /// When to come back.

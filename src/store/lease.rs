@@ -49,8 +49,8 @@ pub enum LeaseError {
     /// Something is there that must not be guessed at; the text says what to do.
     #[error("{0}")]
     Unusable(String),
-    /// The store could not take the epoch.
-    #[error("failed to store the leader epoch")]
+    /// The store did not answer or refused.
+    #[error("the store did not serve the leader lease")]
     Store(#[source] StoreError),
     /// A file could not be read or written.
     #[error("failed to {verb} {}", path.display())]

@@ -5,7 +5,7 @@
 //! The lease has a connection of its own, so that no write or list holds a renewal up.
 
 use super::link::{ANSWER_WAIT_MAX, Link, LinkError};
-use super::script::{ACQUIRE, Call, RENEW, Reply, Script};
+use super::script::{Call, LEASE, Reply};
 use super::{Shared, ValkeyStore, open, writes};
 use crate::api::names::Epoch;
 use crate::store::StoreError;
@@ -49,9 +49,12 @@ impl ValkeyLease {
         }
     }
 
-    async fn ask(&self, what: &str, script: &'static Script, args: Vec<Value>, durable: bool) -> Result<Reply, LeaseError> {
-        let args = std::iter::once(Value::from(self.shared.id())).chain(args).collect();
-        let call = Call { script, keys: vec![self.shared.keys.meta(), self.shared.keys.lease()], args };
+    /// `verb`: acquire, renew or release; `more` is what it needs beyond what all three do.
+    async fn ask(&self, verb: &'static str, more: Vec<Value>, durable: bool) -> Result<Reply, LeaseError> {
+        let ttl = i64::try_from(LEASE_TTL.as_millis()).expect("a few seconds");
+        let args: Vec<Value> = vec![self.shared.id().into(), verb.into(), self.holder.clone().into(), ttl.into()];
+        let args = args.into_iter().chain(more).collect();
+        let call = Call { script: &LEASE, keys: vec![self.shared.keys.meta(), self.shared.keys.lease()], args };
         let slot = self.shared.keys.slot();
         let answered = if durable {
             let ask = |client| async move { writes::write(&client, std::slice::from_ref(&call), slot).await };
@@ -60,7 +63,7 @@ impl ValkeyLease {
             let value = self.link.call(ANSWER_WAIT_MAX, |client| async move { call.run(&client).await }).await;
             value.and_then(|value| Reply::read(value).ok_or_else(|| LinkError::Broken("an odd answer".to_owned())))
         };
-        answered.map_err(|error| LeaseError::Store(self.shared.failed(what, error)))
+        answered.map_err(|error| LeaseError::Store(self.shared.failed(&format!("{verb} the leader lease"), error)))
     }
 
     async fn replaced(&self, what: &str) -> StoreError {
@@ -72,10 +75,8 @@ impl Lease for ValkeyLease {
     fn acquire(&self, floor: Epoch) -> BoxFuture<'_, Result<Acquired, LeaseError>> {
         Box::pin(async move {
             let known = self.epoch_file.as_ref().map_or(Ok(Epoch(0)), EpochFile::read)?;
-            let ttl = i64::try_from(LEASE_TTL.as_millis()).expect("a few seconds");
             let floor = i64::try_from(floor.max(known).0).unwrap_or(i64::MAX);
-            let args = vec![self.holder.clone().into(), self.who.clone().into(), ttl.into(), floor.into()];
-            let reply = self.ask("ask for the leader lease", &ACQUIRE, args, self.durable).await?;
+            let reply = self.ask("acquire", vec![self.who.clone().into(), floor.into()], self.durable).await?;
             let text = String::from_utf8_lossy(reply.first()).into_owned();
             match reply.word.as_str() {
                 "held" => Ok(Acquired::Held { by: text }),
@@ -86,16 +87,14 @@ impl Lease for ValkeyLease {
                     }
                     Ok(Acquired::Leads(epoch))
                 }
-                _ => Err(LeaseError::Store(self.replaced("ask for the leader lease").await)),
+                _ => Err(LeaseError::Store(self.replaced("acquire the leader lease").await)),
             }
         })
     }
 
     fn renew(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>> {
         Box::pin(async move {
-            let ttl = i64::try_from(LEASE_TTL.as_millis()).expect("a few seconds");
-            let args = vec![self.holder.clone().into(), epoch.0.to_string().into(), ttl.into()];
-            let reply = self.ask("renew the leader lease", &RENEW, args, false).await?;
+            let reply = self.ask("renew", vec![epoch.0.to_string().into()], false).await?;
             let why = match reply.word.as_str() {
                 "leads" => return Ok(()),
                 "held" => format!("now leads {}", String::from_utf8_lossy(reply.first())),
@@ -107,10 +106,7 @@ impl Lease for ValkeyLease {
     }
 
     fn release(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>> {
-        Box::pin(async move {
-            let args = vec![self.holder.clone().into(), epoch.0.to_string().into(), 0i64.into()];
-            self.ask("release the leader lease", &RENEW, args, false).await.map(drop)
-        })
+        Box::pin(async move { self.ask("release", vec![epoch.0.to_string().into()], false).await.map(drop) })
     }
 
     fn ttl(&self) -> Option<Duration> {

@@ -51,8 +51,7 @@ pub(super) static PUT_STATUS: Script = Script::new(ORDINARY, include_str!("scrip
 pub(super) static PUT_STATUS_OF_ENDING: Script = Script::new(URGENT, include_str!("scripts/put_status.lua"));
 pub(super) static REMOVE: Script = Script::new(URGENT, include_str!("scripts/remove.lua"));
 pub(super) static ARCHIVE: Script = Script::new(URGENT, include_str!("scripts/archive.lua"));
-pub(super) static ACQUIRE: Script = Script::new(URGENT, include_str!("scripts/acquire.lua"));
-pub(super) static RENEW: Script = Script::new(URGENT, include_str!("scripts/renew.lua"));
+pub(super) static LEASE: Script = Script::new(URGENT, include_str!("scripts/lease.lua"));
 
 /// One call of a script.
 #[derive(Debug, Clone)]

@@ -70,6 +70,30 @@ fn the_most_urgent_and_then_the_oldest_go_first() {
 }
 
 #[test]
+fn what_another_installation_has_begun_takes_no_place_here_and_keeps_its_claims() {
+    let fleet = fleet_with(1, 1, [at(1, Place::Elsewhere), at(2, Place::Elsewhere), member(3), member(4)]);
+    assert_eq!((why(&fleet, 3), why(&fleet, 4)), ("granted", reason::QUEUED));
+    assert_eq!(fleet.counts().elsewhere, 2);
+    let waits = Member { depends_on: vec![AgentName::new(member(1).name).unwrap()], ..member(5) };
+    let fleet = fleet_with(1, 1, [at(1, Place::Elsewhere), waits]);
+    assert_eq!(why(&fleet, 5), reason::DEPENDENCY_PENDING, "it has not completed");
+    let status = |attempt, installation: Option<&str>| AgentStatus {
+        attempt,
+        between_attempts: attempt > 0,
+        installation: installation.map(str::to_owned),
+        ..AgentStatus::default()
+    };
+    for (expected, status) in [
+        (Place::Elsewhere, status(1, Some("there"))),
+        (Place::Waiting, status(1, Some("here"))),
+        (Place::Waiting, status(0, None)),
+    ] {
+        assert_eq!(place_seen_from(Some("here"), &status), expected);
+    }
+    assert_eq!(place_seen_from(None, &status(1, Some("there"))), Place::Waiting, "who sees all sees this too");
+}
+
+#[test]
 fn the_caps_on_running_and_on_starting_hold() {
     let fleet = fleet_with(3, 1, [at(1, Place::Starting), member(2), member(3)]);
     assert_eq!((why(&fleet, 2), why(&fleet, 3)), (reason::STARTING_LIMIT, reason::STARTING_LIMIT));

@@ -57,7 +57,7 @@ async fn many_records_and_changes_lose_and_double_nothing() {
     });
     let mut records: Vec<Record> = futures::stream::iter(creating).buffered(64).map(Result::unwrap).collect().await;
     println!("{records_max} records of about 2 KB created in {:.1} s", began.elapsed().as_secs_f64());
-    let first = version(records.last().unwrap());
+    let first = records.iter().map(version).max().unwrap();
     let known: BTreeMap<Key, u64> = records.iter().map(|record| (record.key(), 0)).collect();
     let (seen, until) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(u64::MAX)));
     let follower = tokio::spawn(follow(store.clone(), first, known, seen.clone(), until.clone()));
