@@ -1,9 +1,10 @@
 //! Who may run now.
 
 use k8s_openapi::jiff::Timestamp;
+use mosaic::api::agent::AgentStatus;
 use mosaic::api::condition::reason;
 use mosaic::api::names::{AgentName, Uid};
-use mosaic::plan::fleet::{Fleet, FleetLimits, HaltInForce, Labels, Member, Permit, Place};
+use mosaic::plan::fleet::{Fleet, FleetLimits, HaltInForce, Labels, Member, Permit, Place, place_seen_from};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 

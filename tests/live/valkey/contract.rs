@@ -15,7 +15,7 @@ mod of_the_lease {
 }
 
 async fn fresh_store() -> Option<store::Fixture> {
-    let url = shared_url("valkey::contract::of_the_store")?;
+    let url = shared_url()?;
     let options = of_one_test();
     let (changes_max, history_max) = (options.changes_max, usize::try_from(options.history_max).unwrap());
     let store = open_with(&url, options).await.unwrap();
@@ -23,7 +23,7 @@ async fn fresh_store() -> Option<store::Fixture> {
 }
 
 async fn fresh_lease() -> Option<lease::Fixture> {
-    let url = shared_url("valkey::contract::of_the_lease")?;
+    let url = shared_url()?;
     let store = open_with(&url, of_one_test()).await.unwrap();
     Some(lease::Fixture { candidate: Box::new(move || Arc::new(ValkeyLease::new(&store, None))), _keep: Box::new(()) })
 }

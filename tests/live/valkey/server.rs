@@ -135,8 +135,8 @@ fn wait_for_answer(port: u16) {
     }
 }
 
-/// The address of a server that the tests of this process share. It ends with the process.
-pub fn shared_url(test: &str) -> Option<String> {
+/// The address of a server that the tests of this process share. It ends with the process. Where there is none the test that asks is skipped.
+pub fn shared_url() -> Option<String> {
     static SHARED: OnceLock<Option<(String, Option<Child>, tempfile::TempDir)>> = OnceLock::new();
     let shared = SHARED.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
@@ -154,7 +154,8 @@ pub fn shared_url(test: &str) -> Option<String> {
         Some((format!("valkey://127.0.0.1:{port}"), Some(child), folder))
     });
     if shared.is_none() {
-        skip(test, "there is no Valkey server: set VALKEY_URL or MOSAIC_TEST_VALKEY_SERVER");
+        let test = std::thread::current().name().unwrap_or("valkey").to_owned();
+        skip(&test, "there is no Valkey server: set VALKEY_URL or MOSAIC_TEST_VALKEY_SERVER");
     }
     shared.as_ref().map(|(url, _, _)| url.clone())
 }
