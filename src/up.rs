@@ -317,7 +317,9 @@ async fn wake_all(ctx: Arc<Context>) {
 fn remarks(config: &Config, kept: &keep::Kept) -> crate::server::Remarks {
     let (store, leadership, memory) = (kept.store.clone(), kept.leadership.clone(), Memory::new(&config.state));
     Arc::new(move || {
-        let forgot = memory.forgot().map(|why| format!("{why}: sandboxes without a record are left alone until {} is removed", memory.path().display()));
+        let forgot = memory
+            .forgot()
+            .map(|why| format!("{why}: sandboxes without a record are left alone until {} is removed", memory.path().display()));
         std::iter::once(leadership.describe()).chain(store.caveat()).chain(forgot).collect()
     })
 }

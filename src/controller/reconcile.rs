@@ -206,11 +206,24 @@ pub fn error_policy(error: &PassError, failures: u32) -> Next {
     }
 }
 
+/// The epoch of passes of a controller that does not lead: they end what this place holds, and begin nothing.
+const ENDS_ONLY: Epoch = Epoch(0);
+
+/// With which epoch this controller may act on an agent; `None`: it stands by. Whoever leads may, and besides whoever holds the sandbox of an
+/// agent that has ended or is being deleted: nobody else can look at it, and a kill must not wait for its host to lead.
+fn authority(ctx: &Context, record: &Record, stored: &AgentStatus) -> Option<Epoch> {
+    let is_held_here = stored.installation.is_some() && stored.installation.as_deref() == ctx.world.place();
+    let ends = record.metadata.deletion_timestamp.is_some() || ending(stored).is_some();
+    (ctx.epoch)().or((is_held_here && ends).then_some(ENDS_ONLY))
+}
+
 /// One pass over one agent.
 /// # Errors
 /// `PassError`; nothing is lost, and `error_policy` says when to come back.
 pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
-    let Some(epoch) = (ctx.epoch)() else { return Ok(Next::Await) };
+    if (ctx.epoch)().is_none() && ctx.world.place().is_none() {
+        return Ok(Next::Await);
+    }
     let read = ctx.store.get(key).await.map_err(|source| PassError::Store { what: "read", key: key.clone(), source })?;
     let Some(record) = read else {
         // An earlier pass may have taken it into the fleet after the watch had told that it is gone.
@@ -225,6 +238,7 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
         Ok(agent) => agent.status.clone(),
         Err(_) => serde_json::from_value(record.status.clone()).unwrap_or_default(),
     };
+    let Some(epoch) = authority(ctx, &record, &stored) else { return Ok(Next::Await) };
     let mut subject = Subject { record, uid, agent: checked.as_ref().ok().cloned() };
     let observed = ctx.world.observe(&subject).await;
     let permit = permit_for(ctx, &subject);
@@ -325,7 +339,8 @@ async fn apply(ctx: &Context, subject: &Subject, epoch: Epoch, decided: &Plan) -
         if starts_something(action) && is_halted(ctx, subject) {
             return Ok(false);
         }
-        if (ctx.epoch)() != Some(epoch) {
+        let may = if epoch == ENDS_ONLY { !starts_something(action) } else { (ctx.epoch)() == Some(epoch) };
+        if !may {
             // The lease ran out while this pass was under way (a stopped process, a silent store): somebody else may act by now.
             let source = EffectError::Fenced { mine: epoch, seen: (ctx.epoch)().unwrap_or_default() };
             return Err(PassError::Effect { action: action.name(), key: effect.key, source });

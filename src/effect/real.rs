@@ -10,9 +10,7 @@ use crate::effect::{EffectError, Subject, World, task};
 use crate::gates::tamper::{Judges, evidence, tampering};
 use crate::gates::{GATES_FILE, GATES_FILE_BYTES_MAX, TrustedTree, gate_set, protected};
 use crate::plan::action::{Action, ActionId, Effect};
-use crate::plan::observed::{
-    Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved, SandboxSeen, WorkspaceSeen,
-};
+use crate::plan::observed::{Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved, SandboxSeen, WorkspaceSeen};
 use crate::plan::orphans::OrphanAction;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Store, StoreError};
@@ -71,6 +69,10 @@ impl RealWorld {
     }
 
     fn check_epoch(&self, epoch: Epoch) -> Result<(), EffectError> {
+        if epoch == Epoch(0) {
+            // Decided without leading: it ends what is held here, which no other epoch could begin again.
+            return Ok(());
+        }
         let seen = self.epoch_seen.fetch_max(epoch.0, Ordering::SeqCst);
         if seen > epoch.0 {
             return Err(EffectError::Fenced { mine: epoch, seen: Epoch(seen) });

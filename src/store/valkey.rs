@@ -220,7 +220,9 @@ impl Shared {
             if uids.is_empty() { Ok(Vec::new()) } else { client.hmget::<Vec<Option<String>>, _, _>(history, uids).await }
         };
         let texts = self.reads.call(ANSWER_WAIT_MAX, ask).await.map_err(|error| self.failed("read the history", error))?;
-        let decode = |text: Option<String>| serde_json::from_str(&text?).inspect_err(|error| tracing::error!(%error, "a record of the history does not decode")).ok();
+        let decode = |text: Option<String>| {
+            serde_json::from_str(&text?).inspect_err(|error| tracing::error!(%error, "a record of the history does not decode")).ok()
+        };
         Ok(texts.into_iter().map(decode).collect())
     }
 }

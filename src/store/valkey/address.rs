@@ -82,7 +82,8 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused_without_repeating_it() {
-        for text in ["hunter2", "http://mosaic:hunter2@x", "valkey://", "valkey://mosaic:hunter2@host:notaport", "redis-sentinel://hunter2"] {
+        for text in ["hunter2", "http://mosaic:hunter2@x", "valkey://", "valkey://mosaic:hunter2@host:notaport", "redis-sentinel://hunter2"]
+        {
             let why = ValkeyUrl::parse(text).unwrap_err();
             assert!(!why.contains("hunter2"), "{why}");
         }

@@ -95,7 +95,8 @@ fn take_apart(store: &str, entry: Value) -> Result<Change, String> {
     let odd = || "an entry of the stream of changes is none of mosaic's".to_owned();
     let Value::Array(parts) = entry else { return Err(odd()) };
     let [id, Value::Array(fields)] = &parts[..] else { return Err(odd()) };
-    let field = |name: &str| fields.chunks_exact(2).find(|pair| pair[0].as_bytes() == Some(name.as_bytes())).and_then(|pair| pair[1].as_bytes());
+    let field =
+        |name: &str| fields.chunks_exact(2).find(|pair| pair[0].as_bytes() == Some(name.as_bytes())).and_then(|pair| pair[1].as_bytes());
     let text = |name| field(name).and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or_else(odd);
     if text("i")? != store {
         return Err("the changes belong to another store".to_owned());

@@ -4,8 +4,8 @@
 //! a broken connection, a gap, a store that went back or is another one. A watch that ended is followed by a list, which is never wrong;
 //! a watch that went on over a server that came back from an older copy would be.
 
-use super::changes::{self, Change, Gap, LOOK_CHANGES_MAX};
 use super::Shared;
+use super::changes::{self, Change, Gap, LOOK_CHANGES_MAX};
 use super::link::{ANSWER_WAIT_MAX, Link};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -81,7 +81,8 @@ impl Lease for ValkeyLease {
             match reply.word.as_str() {
                 "held" => Ok(Acquired::Held { by: text }),
                 "leads" => {
-                    let epoch = text.parse().map(Epoch).map_err(|_| LeaseError::Unusable(format!("the lease has {text:?} for an epoch")))?;
+                    let epoch =
+                        text.parse().map(Epoch).map_err(|_| LeaseError::Unusable(format!("the lease has {text:?} for an epoch")))?;
                     if epoch > known {
                         self.epoch_file.as_ref().map_or(Ok(()), |file| file.write(epoch))?;
                     }

@@ -153,10 +153,12 @@ fn start(url: &ValkeyUrl) -> Attempt {
 }
 
 async fn connect(url: &ValkeyUrl) -> Result<Arc<Live>, LinkError> {
-    let unreachable = |error: Error| LinkError::Unreachable(match sort_out(&error) {
-        LinkError::Refused(why) | LinkError::Broken(why) => why,
-        other => other.to_string(),
-    });
+    let unreachable = |error: Error| {
+        LinkError::Unreachable(match sort_out(&error) {
+            LinkError::Refused(why) | LinkError::Broken(why) => why,
+            other => other.to_string(),
+        })
+    };
     let config = url.config().map_err(unreachable)?;
     let client = Builder::from_config(config)
         .with_connection_config(|connection| {

@@ -5,10 +5,10 @@
 //! the scan: a record that nobody touches meanwhile is told exactly once or more, one that is touched may be told in its later state or not at
 //! all, and the watch from that version tells it again.
 
+use super::Shared;
 use super::changes::{self, Gap};
 use super::link::{ANSWER_WAIT_MAX, LinkError};
 use super::stored::decode_leniently;
-use super::Shared;
 use crate::store::{Kind, Listing, Record, StoreError, StoreResult, WatchEvent};
 use fred::clients::Client;
 use fred::interfaces::ClientLike;

@@ -57,7 +57,10 @@ impl Writes {
         let (reply, answer) = oneshot::channel();
         let full = |_| LinkError::Unreachable("too many writes wait already".to_owned());
         jobs.send_timeout(Job { call, reply }, ANSWER_WAIT_MAX).await.map_err(full)?;
-        answer.await.unwrap_or_else(|_| Err(LinkError::Broken("the writer ended".to_owned())))
+        // What waits in the queue beyond this is not sent any more.
+        let longest = ANSWER_WAIT_MAX + FSYNC_WAIT_MAX;
+        let answered = tokio::time::timeout(longest, answer).await.map_err(|_| LinkError::Silent(longest))?;
+        answered.unwrap_or_else(|_| Err(LinkError::Broken("the writer ended".to_owned())))
     }
 }
 

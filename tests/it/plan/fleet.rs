@@ -84,11 +84,9 @@ fn what_another_installation_has_begun_takes_no_place_here_and_keeps_its_claims(
         installation: installation.map(str::to_owned),
         ..AgentStatus::default()
     };
-    for (expected, status) in [
-        (Place::Elsewhere, status(1, Some("there"))),
-        (Place::Waiting, status(1, Some("here"))),
-        (Place::Waiting, status(0, None)),
-    ] {
+    for (expected, status) in
+        [(Place::Elsewhere, status(1, Some("there"))), (Place::Waiting, status(1, Some("here"))), (Place::Waiting, status(0, None))]
+    {
         assert_eq!(place_seen_from(Some("here"), &status), expected);
     }
     assert_eq!(place_seen_from(None, &status(1, Some("there"))), Place::Waiting, "who sees all sees this too");

@@ -33,11 +33,8 @@ impl Proxy {
     /// Starts one in front of a port of this machine; it ends with the runtime.
     pub async fn start(target: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let proxy = Self {
-            port: listener.local_addr().unwrap().port(),
-            mode: Arc::new(AtomicU8::new(Mode::Pass as u8)),
-            accepted: Arc::default(),
-        };
+        let proxy =
+            Self { port: listener.local_addr().unwrap().port(), mode: Arc::new(AtomicU8::new(Mode::Pass as u8)), accepted: Arc::default() };
         let this = proxy.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {

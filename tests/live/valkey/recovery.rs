@@ -144,7 +144,9 @@ async fn a_server_that_comes_back_empty_is_another_store() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_restored_from_an_older_copy_ends_every_watch() {
-    let Some(mut server) = Server::start("valkey::recovery::a_server_restored_from_an_older_copy_ends_every_watch", &DURABLE) else { return };
+    let Some(mut server) = Server::start("valkey::recovery::a_server_restored_from_an_older_copy_ends_every_watch", &DURABLE) else {
+        return;
+    };
     let backup = tempfile::tempdir().unwrap();
     let store = open(&server.url()).await.unwrap();
     let one = store.create(agent("one")).await.unwrap();

@@ -36,8 +36,11 @@ fn one_leads_and_the_others_stand_by_and_take_over() {
     first.wait_completed(&early);
     assert_eq!(second.object(&early)["status"], first.object(&early)["status"]);
 
-    let held = first.spawn(&task(&remote, "held", "sleep 12; echo held > held.txt"));
-    first.wait(&held, "the run", |object| object["status"]["phase"] == "Running");
+    let doomed = first.spawn(&task(&remote, "doomed", "sleep 600"));
+    let held = first.spawn(&task(&remote, "held", "sleep 20; echo held > held.txt"));
+    for uid in [&held, &doomed] {
+        first.wait(uid, "the run", |object| object["status"]["phase"] == "Running");
+    }
     first.sigkill();
     let replaced = wait_until("the other one takes over", Duration::from_secs(10), || says(&second, LEADS));
     println!("a killed leader was replaced after {replaced:?}");
@@ -48,10 +51,15 @@ fn one_leads_and_the_others_stand_by_and_take_over() {
     let object = second.wait(&held, "the unknown", |object| object["status"]["reason"] == "CannotObserve");
     assert_eq!((&object["status"]["phase"], &object["status"]["attempt"]), (&json!("Running"), &json!(1)));
     assert!(sandbox_pids(&second.state()).is_empty(), "nothing of it was started here");
-    assert_eq!(sandbox_pids(&first.state()).len(), 1, "and it lives on there");
+    assert_eq!(sandbox_pids(&first.state()).len(), 2, "and it lives on there");
 
     first.up();
     assert!(!says(&first, LEADS), "who comes back stands by");
+    // A kill reaches what the one that stands by holds: nobody else can.
+    let (code, ending) = second.call("POST", &format!("/agents/{doomed}/kill"), Some(&json!({})));
+    assert_eq!((code, &ending["verified"]), (200, &json!(true)), "{ending}");
+    assert_eq!(sandbox_pids(&first.state()).len(), 1, "the other one lives on");
+    assert!(says(&second, LEADS) && !says(&first, LEADS));
     let ended = Instant::now();
     second.sigterm();
     wait_until("a clean end hands over", Duration::from_secs(10), || says(&first, LEADS));

@@ -21,20 +21,16 @@ async fn states_and_events_are_told_in_the_words_of_the_task_queue() {
     assert_eq!(states("task-states")["default/T-1"], "pending");
     assert_eq!(states("agent-states").len(), 1, "halts are no agents");
 
-    let life = [
-        ("Pending", "pending"),
-        ("Spawning", "assigned"),
-        ("Running", "executing"),
-        ("Running", "executing"),
-        ("Completed", "completed"),
-    ];
+    let life =
+        [("Pending", "pending"), ("Spawning", "assigned"), ("Running", "executing"), ("Running", "executing"), ("Completed", "completed")];
     for (attempt, (phase, task)) in life.into_iter().enumerate() {
         record.status = json!({ "attempt": attempt, "phase": phase, "taskState": task, "reason": "Because" });
         record = store.replace_status(record).await.unwrap();
         assert_eq!(states("agent-states")[&uid], phase.to_lowercase());
         assert_eq!(states("task-states")["default/T-1"], task);
     }
-    let gone = json!({ "type": "CleanedUp", "status": "True", "reason": "Met", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+    let gone =
+        json!({ "type": "CleanedUp", "status": "True", "reason": "Met", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" });
     record.status["conditions"] = json!([gone]);
     record = store.replace_status(record).await.unwrap();
     store.delete(&record.key(), None, &[]).await.unwrap();
@@ -67,7 +63,8 @@ async fn all_keys_are_in_one_slot_of_a_cluster() {
 
 #[tokio::test]
 async fn a_cluster_serves_a_store_as_well() {
-    let flags = [&DURABLE[..], &["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-announce-ip", "127.0.0.1"]].concat();
+    let flags =
+        [&DURABLE[..], &["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-announce-ip", "127.0.0.1"]].concat();
     let Some(server) = Server::start("valkey::words::a_cluster_serves_a_store_as_well", &flags) else { return };
     server.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     let started = std::time::Instant::now();
