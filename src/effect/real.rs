@@ -10,7 +10,7 @@ use crate::effect::{EffectError, Subject, World, task};
 use crate::gates::tamper::{Judges, evidence, tampering};
 use crate::gates::{GATES_FILE, GATES_FILE_BYTES_MAX, TrustedTree, gate_set, protected};
 use crate::plan::action::{Action, ActionId, Effect};
-use crate::plan::observed::{Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved, SandboxSeen, WorkspaceSeen};
+use crate::plan::observed::{Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved};
 use crate::plan::orphans::OrphanAction;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Store, StoreError};
@@ -57,15 +57,15 @@ impl RealWorld {
 
     /// What can be said of an agent whose sandbox and tree are another installation's: nothing, unless it was stored that all of it was seen
     /// gone. `None`: it is here.
-    fn elsewhere(&self, subject: &Subject) -> Option<(Look<Vec<SandboxSeen>>, Look<Option<WorkspaceSeen>>)> {
+    fn elsewhere(&self, subject: &Subject) -> Option<Look<()>> {
         let status = &subject.record.status;
         let other = status["installation"].as_str().filter(|other| *other != self.installation)?;
         let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
         if conditions.iter().any(|c| c["type"] == condition::CLEANED_UP && c["status"] == "True") {
-            return Some((Look::Seen(Vec::new()), Look::Seen(None)));
+            return Some(Look::Seen(()));
         }
         let why = format!("they are on another host or in another state folder (installation {other}); its controller must lead to look");
-        Some((Look::Unknown(why.clone()), Look::Unknown(why)))
+        Some(Look::Unknown(why))
     }
 
     fn check_epoch(&self, epoch: Epoch) -> Result<(), EffectError> {
@@ -90,8 +90,14 @@ impl World for RealWorld {
         async move {
             // The table first: what ends after this look is seen in the look at the sandboxes, or wakes another pass.
             let (in_flight, outcomes) = self.flights.look(&subject.uid);
-            if let Some((sandboxes, workspace)) = self.elsewhere(subject) {
-                return Observed { sandboxes, workspace, in_flight, outcomes };
+            match self.elsewhere(subject) {
+                Some(Look::Seen(())) => {
+                    return Observed { sandboxes: Look::Seen(Vec::new()), workspace: Look::Seen(None), in_flight, outcomes };
+                }
+                Some(Look::Unknown(why)) => {
+                    return Observed { sandboxes: Look::Unknown(why.clone()), workspace: Look::Unknown(why), in_flight, outcomes };
+                }
+                None => {}
             }
             let sandboxes = match self.parts.sandbox.observe(Some(&subject.uid)).await {
                 Ok(seen) => Look::Seen(seen),

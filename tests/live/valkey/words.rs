@@ -78,6 +78,6 @@ async fn a_cluster_serves_a_store_as_well() {
     let record = store.replace_status(super::next(record)).await.unwrap();
     assert_eq!(crate::contracts::store::event(&mut watch).await.unwrap(), mosaic::store::WatchEvent::Applied(record.clone()));
     store.archive(record.clone()).await.unwrap();
-    assert_eq!(store.history(None, 5).await.unwrap(), [record.clone()]);
+    assert_eq!(store.history(None, 5).await.unwrap(), std::slice::from_ref(&record));
     assert_eq!(store.list(mosaic::store::Kind::Agent).await.unwrap(), (vec![record], 2));
 }
