@@ -4,24 +4,45 @@
 use super::Shared;
 use super::link::{ANSWER_WAIT_MAX, LinkError};
 use super::stored::decode;
-use crate::store::{Kind, WatchEvent};
+use crate::store::{Kind, Record, WatchEvent};
+use fred::bytes::Bytes;
 use fred::clients::Client;
 use fred::error::Error;
 use fred::interfaces::ClientLike;
 use fred::types::{ClusterHash, CustomCommand, Value};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Most changes that one look reads.
 pub(super) const LOOK_CHANGES_MAX: usize = 128;
 
-/// One change.
-#[derive(Debug, Clone)]
+/// One change. Its record is decoded when somebody wants it, once for all who do.
+#[derive(Debug)]
 pub(super) struct Change {
     pub(super) version: u64,
     pub(super) kind: Kind,
-    /// Bytes that it took on the wire.
-    pub(super) bytes: usize,
-    pub(super) event: WatchEvent,
+    is_deleted: bool,
+    value: Bytes,
+    decoded: OnceLock<Option<Record>>,
+}
+
+impl Change {
+    /// Bytes that its record takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.value.len()
+    }
+
+    /// What a watch is told.
+    pub(super) fn event(&self) -> Result<WatchEvent, Gap> {
+        let decode = || {
+            decode(&self.value)
+                .inspect_err(|why| tracing::error!(version = self.version, why, "the record in a change of the Valkey store"))
+                .ok()
+        };
+        let record = self.decoded.get_or_init(decode).clone();
+        let record = record.ok_or_else(|| Gap::Lost(format!("the record in change {} does not decode", self.version)))?;
+        Ok(if self.is_deleted { WatchEvent::Deleted(record) } else { WatchEvent::Applied(record) })
+    }
 }
 
 /// Why changes could not be read.
@@ -102,18 +123,18 @@ fn take_apart(store: &str, entry: Value) -> Result<Change, String> {
         return Err("the changes belong to another store".to_owned());
     }
     let version = id.as_string().and_then(|id| id.split('-').next()?.parse().ok()).ok_or_else(odd)?;
-    let value = field("v").ok_or_else(odd)?;
-    let record = decode(value).map_err(|why| format!("the record in change {version} {why}"))?;
-    let event = match text("c")? {
-        "applied" => WatchEvent::Applied(record),
-        "deleted" => WatchEvent::Deleted(record),
+    let value = Bytes::copy_from_slice(field("v").ok_or_else(odd)?);
+    let kind = match text("k")? {
+        "Agent" => Kind::Agent,
+        "Halt" => Kind::Halt,
         _ => return Err(odd()),
     };
-    let kind = match &event {
-        WatchEvent::Applied(record) | WatchEvent::Deleted(record) => record.kind,
-        WatchEvent::Bookmark(_) => return Err(odd()),
+    let is_deleted = match text("c")? {
+        "applied" => false,
+        "deleted" => true,
+        _ => return Err(odd()),
     };
-    Ok(Change { version, kind, bytes: value.len(), event })
+    Ok(Change { version, kind, is_deleted, value, decoded: OnceLock::new() })
 }
 
 fn count() -> Value {

@@ -16,6 +16,8 @@ use tokio::sync::watch;
 const BLOCK: Duration = Duration::from_secs(2);
 /// Pause before a broken feed begins anew.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Pause between two reads that brought something: a hundred changes a moment are one read, and a lone one is told at once all the same.
+const READ_PAUSE: Duration = Duration::from_millis(5);
 /// Most changes in the ring; never more than half of what the server keeps.
 const RING_CHANGES_MAX: u64 = 256;
 /// Most bytes of records in the ring.
@@ -52,7 +54,7 @@ impl Ring {
     fn push(&self, change: Change, count_max: u64) {
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         changes.push_back(Arc::new(change));
-        while changes.len() as u64 > count_max || changes.iter().map(|change| change.bytes).sum::<usize>() > RING_BYTES_MAX {
+        while changes.len() as u64 > count_max || changes.iter().map(|change| change.bytes()).sum::<usize>() > RING_BYTES_MAX {
             changes.pop_front();
         }
     }
@@ -89,6 +91,7 @@ async fn follow(shared: &Shared, link: &Link, state: &watch::Sender<State>) -> G
             Ok(version) => {
                 read_to = version;
                 state.send_modify(|state| state.read_to = read_to);
+                tokio::time::sleep(READ_PAUSE).await;
             }
             Err(gap) => return gap,
         }

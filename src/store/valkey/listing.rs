@@ -51,12 +51,12 @@ async fn catch_up(shared: &Shared, kind: Kind, mut version: u64, found: &mut BTr
     loop {
         let changes = changes::read(shared, version).await?;
         let is_last = changes.len() < changes::LOOK_CHANGES_MAX;
-        for change in changes {
-            version = change.version;
-            match change.event {
-                WatchEvent::Applied(record) if change.kind == kind => drop(found.insert(record.key(), record)),
-                WatchEvent::Deleted(record) if change.kind == kind => drop(found.remove(&record.key())),
-                WatchEvent::Applied(_) | WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}
+        version = changes.last().map_or(version, |change| change.version);
+        for change in changes.iter().filter(|change| change.kind == kind) {
+            match change.event()? {
+                WatchEvent::Applied(record) => drop(found.insert(record.key(), record)),
+                WatchEvent::Deleted(record) => drop(found.remove(&record.key())),
+                WatchEvent::Bookmark(_) => {}
             }
         }
         if is_last {

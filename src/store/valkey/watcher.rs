@@ -67,28 +67,20 @@ impl Watcher {
     }
 
     async fn look(&mut self) -> StoreResult<()> {
-        if let Some(changes) = self.shared.ring.behind(self.cursor) {
-            for change in changes {
-                self.cursor = change.version;
-                if change.kind == self.kind {
-                    self.events.push_back(change.event.clone());
-                }
-            }
-            return Ok(());
-        }
-        let read = match changes::read(&self.shared, self.cursor).await {
-            // The feed has seen changes that are not there any more.
-            Ok(read) if read.is_empty() => return Err(StoreError::TooOld(self.cursor)),
-            Ok(read) => read,
-            Err(Gap::Lost(_)) => return Err(StoreError::TooOld(self.cursor)),
-            Err(Gap::Link(error)) => return Err(self.shared.failed("read changes", error)),
+        let from = self.cursor;
+        let too_old = |gap| match gap {
+            Gap::Lost(_) => StoreError::TooOld(from),
+            Gap::Link(error) => self.shared.failed("read changes", error),
         };
-        for change in read {
-            self.cursor = change.version;
-            if change.kind == self.kind {
-                self.events.push_back(change.event);
-            }
-        }
+        let changes = match self.shared.ring.behind(from) {
+            Some(changes) => changes,
+            None => changes::read(&self.shared, from).await.map_err(too_old)?.into_iter().map(Arc::new).collect(),
+        };
+        // The feed has seen changes that are not there any more.
+        self.cursor = changes.last().ok_or(StoreError::TooOld(from))?.version;
+        let wanted = changes.iter().filter(|change| change.kind == self.kind);
+        let events = wanted.map(|change| change.event().map_err(too_old)).collect::<StoreResult<Vec<_>>>()?;
+        self.events.extend(events);
         Ok(())
     }
 }

@@ -3,8 +3,11 @@
 -- KEYS of every writing script: meta, records of the kind, changes, events, agent states, task states.
 -- ARGV of every writing script: id of the store, how many changes are kept, kind, field of the record.
 
+local meta
+
 local function is_foreign()
-  return redis.call('HGET', KEYS[1], 'id') ~= ARGV[1]
+  meta = redis.call('HMGET', KEYS[1], 'id', 'version')
+  return meta[1] ~= ARGV[1]
 end
 
 local function parse(value)
@@ -17,9 +20,9 @@ local function value_of(r)
   return table.concat({ r.version, r.uid, r.state, r.task, r.cleaned, r.head, r.status }, '\n')
 end
 
--- Gives a record the next version and tells the change. The change goes first: it is what the server may refuse, and then nothing was written.
+-- Gives a record the next version and tells the change; `is_foreign` was asked before. The change goes first: it is what the server may refuse, and then nothing was written.
 local function tell(change, record)
-  local version = string.format('%.0f', tonumber(redis.call('HGET', KEYS[1], 'version')) + 1)
+  local version = string.format('%.0f', tonumber(meta[2]) + 1)
   record.version = version
   local value = value_of(record)
   redis.call('XADD', KEYS[3], 'MAXLEN', '=', ARGV[2], version .. '-0', 'i', ARGV[1], 'c', change, 'k', ARGV[3], 'v', value)
