@@ -6,11 +6,13 @@
 //! names the files that hold some.
 
 mod remotes;
+mod store;
 
 pub use remotes::RemoteSettings;
+pub use store::StoreChoice;
 
 use crate::api::agent::Driver;
-use crate::api::names::Namespace;
+use crate::api::names::{Namespace, Secret};
 use crate::api::validate::parse_duration;
 use crate::inside::confine::PRIMITIVES;
 use crate::sandbox::docker::IMAGE_DEFAULT;
@@ -35,6 +37,26 @@ pub struct Settings {
     #[arg(long, env = "MOSAIC_LISTEN", value_name = "ADDRESS:PORT")]
     #[serde(deserialize_with = "scalar")]
     pub listen: Option<String>,
+
+    /// Where records are kept: embedded (one file in the state folder) or valkey [default: embedded, or valkey where its address is given]
+    #[arg(long, env = "MOSAIC_STORE", value_name = "STORE")]
+    #[serde(deserialize_with = "scalar")]
+    pub store: Option<String>,
+
+    /// Address of the Valkey server, valkey://user:password@host:6379/0; valkeys:// with TLS, valkey-cluster:// for a cluster. It is never shown with its password; give it by the variable or a file of mode 0600, not as a flag, which others on this machine can see
+    #[arg(long, env = "VALKEY_URL", value_name = "URL", hide_env_values = true, value_parser = secret)]
+    #[serde(deserialize_with = "secret_scalar")]
+    pub valkey_url: Option<Secret>,
+
+    /// aof: a write is acknowledged once it is on the server's disk, and a server that cannot say so is refused; none: once it is in the server's memory [default: aof where the server keeps an append-only file, else none, and loudly so]
+    #[arg(long, env = "MOSAIC_VALKEY_DURABILITY", value_name = "WHAT")]
+    #[serde(deserialize_with = "scalar")]
+    pub valkey_durability: Option<String>,
+
+    /// Tells several stores on one Valkey server apart [default: default]
+    #[arg(long, env = "MOSAIC_VALKEY_PREFIX", value_name = "NAME")]
+    #[serde(deserialize_with = "scalar")]
+    pub valkey_prefix: Option<String>,
 
     /// Where agents run that ask for nothing: auto, docker or process; auto takes docker when an engine answers and has the image, else process [default: auto]
     #[arg(long, env = "MOSAIC_DRIVER", value_name = "DRIVER")]
@@ -137,6 +159,16 @@ fn scalar<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
     }
 }
 
+/// A text that is never shown.
+#[allow(clippy::unnecessary_wraps, reason = "clap asks for a result")]
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
+fn secret_scalar<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
+    scalar(deserializer).map(|text| text.map(Secret::new))
+}
+
 /// A TOML text or a list of them.
 fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
@@ -182,6 +214,9 @@ impl Settings {
         if !settings.remote.is_empty() {
             check_private(path).map_err(|why| refuse(format!("it has [[remote]] tables: {why}")))?;
         }
+        if settings.valkey_url.as_ref().is_some_and(|url| url.expose().contains('@')) {
+            check_private(path).map_err(|why| refuse(format!("its valkey-url has a password: {why}")))?;
+        }
         Ok(settings)
     }
 
@@ -191,6 +226,10 @@ impl Settings {
         let lists = |mine: Vec<String>, theirs| if mine.is_empty() { theirs } else { mine };
         Self {
             listen: self.listen.or(other.listen),
+            store: self.store.or(other.store),
+            valkey_url: self.valkey_url.or(other.valkey_url),
+            valkey_durability: self.valkey_durability.or(other.valkey_durability),
+            valkey_prefix: self.valkey_prefix.or(other.valkey_prefix),
             driver: self.driver.or(other.driver),
             sandbox_image: self.sandbox_image.or(other.sandbox_image),
             local_repos: lists(self.local_repos, other.local_repos),
@@ -220,6 +259,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// State folder, absolute.
     pub state: PathBuf,
+    /// Where records are kept.
+    pub store: StoreChoice,
     /// Where agents run that ask for nothing.
     pub driver: Driver,
     /// Image of containers whose agents name none.
@@ -268,6 +309,12 @@ impl Config {
         let config = Self {
             listen: check.listen(settings.listen.as_deref().unwrap_or(LISTEN_DEFAULT)),
             state: check.absolute("state", state),
+            store: check.store(
+                settings.store.as_deref(),
+                settings.valkey_url.as_ref(),
+                settings.valkey_durability.as_deref(),
+                settings.valkey_prefix.as_deref(),
+            ),
             driver: check.driver(settings.driver.as_deref()),
             sandbox_image: check.image(settings.sandbox_image),
             local_repos,
@@ -443,6 +490,27 @@ mod tests {
         for name in ["listen:", "running-max:", "lease:", "driver:", "sandbox-image:", "tool-root:", "8 setting(s)", missing[0], missing[1]]
         {
             assert!(error.contains(name), "{name} is missing in: {error}");
+        }
+    }
+
+    #[test]
+    fn an_address_alone_chooses_valkey_and_its_password_is_never_shown() {
+        let of = |store: Option<&str>, url: Option<&str>| {
+            let (store, valkey_url) = (store.map(str::to_owned), url.map(Secret::new));
+            Config::from_settings(Settings { store, valkey_url, ..Settings::default() }, "/tmp/state".into(), None)
+        };
+        let url = Some("valkey://mosaic:hunter2@store.example.org:6379");
+        assert_eq!(of(None, None).unwrap().store, StoreChoice::Embedded);
+        assert_eq!(of(Some("embedded"), url).unwrap().store, StoreChoice::Embedded);
+        let chosen = of(None, url).unwrap();
+        assert!(matches!(chosen.store, StoreChoice::Valkey { .. }));
+        assert!(!format!("{chosen:?}").contains("hunter2"));
+        let file: Settings = toml::from_str("valkey-url = \"valkey://:hunter2@store.example.org\"").unwrap();
+        assert!(!format!("{file:?}").contains("hunter2"));
+        for (store, url) in [(Some("valkey"), None), (Some("file"), None), (None, Some("http://:hunter2@store"))] {
+            let error = of(store, url).unwrap_err().to_string();
+            assert!(error.contains("store: ") || error.contains("valkey-url: "), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod cache;
 pub mod foresight;
 pub mod halts;
+pub mod leadership;
 pub mod orphans;
 pub mod own;
 pub mod reconcile;

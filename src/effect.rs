@@ -49,6 +49,11 @@ pub enum EffectError {
 
 /// Looks and does.
 pub trait World: Send + Sync {
+    /// Where this world is: the installation whose sandboxes and trees it can look at; `None`: it sees all there are.
+    fn place(&self) -> Option<&str> {
+        None
+    }
+
     /// Looks at everything that carries the agent's uid. Never fails: what could not be looked at is `Unknown`.
     fn observe<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Observed>;
 

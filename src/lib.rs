@@ -27,7 +27,7 @@
 //! | module | question | notes |
 //! |---|---|---|
 //! | [`api`] | what is wanted | records shared by all stores; schema, CEL rules and typed names |
-//! | [`store`] | where it is kept | the Kubernetes API contract in small; `embedded` is the first keeper; leases |
+//! | [`store`] | where it is kept | the Kubernetes API contract in small; keepers `embedded` and `valkey`; leases |
 //! | [`plan`] | what to do next | pure: lifecycle, teardown, fleet, gates, retries, orphans, invariants |
 //! | [`effect`] | doing it | `World`: look and do; one arm per action; the in-flight table |
 //! | [`sandbox`] | where agents run | `Sandbox`: ensure, observe, stop, remove; drivers `process` and `docker`, `runs` what they share |

@@ -95,6 +95,9 @@ pub struct LogPiece {
     pub ended: bool,
 }
 
+/// What people should know about this server at this moment.
+pub type Remarks = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+
 /// Everything that the routes need.
 #[derive(Clone)]
 pub struct ServerState {
@@ -124,6 +127,8 @@ pub struct ServerState {
     pub metrics: Arc<Metrics>,
     /// True once the controller has seen all records and works on them.
     pub ready: watched::Receiver<bool>,
+    /// What people should know although it does not keep the server from serving, one sentence each.
+    pub remarks: Remarks,
     /// When the server started.
     pub started: Instant,
     /// Cancelled when the server shuts down: follows and waits end.

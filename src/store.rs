@@ -9,6 +9,7 @@
 pub mod admission;
 pub mod embedded;
 pub mod lease;
+pub mod valkey;
 
 use crate::api::agent::Agent;
 use crate::api::halt::Halt;
@@ -187,7 +188,9 @@ pub trait Store: Send + Sync {
     /// Reads all records of a kind, with the resource version from which a watch sees everything later.
     fn list(&self, kind: Kind) -> BoxFuture<'_, StoreResult<(Vec<Record>, u64)>>;
 
-    /// As `list`, of one moment too, but record by record: ten thousand at once take a hundred times the memory of a few.
+    /// As `list`, but record by record: ten thousand at once take a hundred times the memory of a few. Every record is told that was there at
+    /// the version and is still there at the end; one that changes meanwhile may be told as it was before or after, more than once, or (created
+    /// or deleted) not at all, and a watch from the version tells that change.
     fn list_stream(&self, kind: Kind) -> BoxFuture<'_, StoreResult<(Listing, u64)>> {
         Box::pin(async move {
             let (records, version) = self.list(kind).await?;
@@ -220,4 +223,20 @@ pub trait Store: Send + Sync {
 
     /// The history, newest first, at most `limit`; `filter` matches uid, name or task id.
     fn history<'a>(&'a self, filter: Option<&'a str>, limit: usize) -> BoxFuture<'a, StoreResult<Vec<Record>>>;
+
+    /// What tells this very store from another one in its place, one that was emptied included; `None`: its versions alone must do.
+    fn identity(&self) -> BoxFuture<'_, StoreResult<Option<String>>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// What this store cannot promise as it is set up, as a sentence for people.
+    fn caveat(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Whether a record has that uid, name or task id.
+fn is_about(record: &Record, wanted: &str) -> bool {
+    let metadata = &record.metadata;
+    [metadata.uid.as_deref(), metadata.name.as_deref(), record.spec["taskId"].as_str()].contains(&Some(wanted))
 }

@@ -4,8 +4,10 @@
 //! workspaces -> controller -> HTTP. Order of a clean end: HTTP stops accepting -> passes that run finish -> lease released. Sandboxes are
 //! never stopped by an end of the controller: the next start adopts them, and if none comes their lease ends them.
 
+mod keep;
+
 use crate::api::agent::Driver;
-use crate::api::names::{Epoch, Secret, Uid};
+use crate::api::names::{Secret, Uid};
 use crate::api::validate::ValidAgent;
 use crate::audit::{Audit, AuditOptions};
 use crate::config::Config;
@@ -27,8 +29,6 @@ use crate::sandbox::init_binary::find_init;
 use crate::sandbox::{Drivers, SandboxConfig, SandboxIds};
 use crate::server::auth::{Door, ensure_token};
 use crate::server::{LogPiece, Refusal, ServerState, serve};
-use crate::store::embedded::{EmbeddedOptions, EmbeddedStore};
-use crate::store::lease::{Acquired, FileLease, Lease};
 use crate::store::{Key, Kind, Record, Store};
 use crate::telemetry::Metrics;
 use crate::tools;
@@ -48,9 +48,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How long passes that run may go on after a shutdown began.
 const CONTROLLER_SHUTDOWN_MAX: Duration = Duration::from_secs(10);
-/// How long the lock of a killed predecessor is waited for, and how often it is tried.
-const STORE_PATIENCE: Duration = Duration::from_secs(1);
-const STORE_PAUSE: Duration = Duration::from_millis(50);
 /// How often readiness and the count of passes are brought up to date.
 const TELL_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -111,8 +108,7 @@ pub struct Running {
     closing: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
     background: Vec<JoinHandle<()>>,
-    lease: Arc<FileLease>,
-    epoch: Epoch,
+    kept: keep::Kept,
 }
 
 impl Running {
@@ -126,9 +122,7 @@ impl Running {
         }
         self.background.iter().for_each(JoinHandle::abort);
         let _ = std::fs::remove_file(self.state.join("server"));
-        if let Err(error) = self.lease.release(self.epoch).await {
-            tracing::warn!(%error, "could not release the lease; it ends with this process");
-        }
+        self.kept.leadership.resign().await;
     }
 }
 
@@ -140,29 +134,25 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     prepare_state(&config.state)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|source| UpError::Listen { listen: config.listen, source })?;
     let addr = listener.local_addr().map_err(|source| UpError::Listen { listen: config.listen, source })?;
-    let path = config.state.join("mosaic.redb");
-    let store = Arc::new(open_store(&path).await?);
-    let lease = Arc::new(FileLease::new(&config.state, Some(store.clone())));
-    let epoch = match lease.acquire(Epoch(0)).await.map_err(part("the leader lease"))? {
-        Acquired::Leads(epoch) => epoch,
-        Acquired::Held { by } => return Err(UpError::Busy { path: config.state.clone(), by }),
-    };
-    let installation = store.installation().map_err(part("the embedded store"))?;
+    let kept = keep::open(config).await?;
     let latch = Arc::new(Latch::open(&config.state).map_err(part("the latch of the kill lane"))?);
-    let parts = open_parts(config, installation, latch.clone()).await?;
+    let mut parts = open_parts(config, kept.installation.clone(), latch.clone()).await?;
+    parts.notes.extend(kept.notes.iter().cloned());
     let audit = Arc::new(Audit::open(&config.state.join("audit"), "up", AuditOptions::default()).map_err(part("the audit log"))?);
     let token = ensure_token(&config.state).map_err(|why| UpError::Part { part: "the HTTP server", why })?;
-    let store: Arc<dyn Store> = store;
+    let store = kept.store.clone();
     let metrics = Arc::new(Metrics::default());
 
-    let wired = wire(config, &store, &parts, &audit, &latch, epoch);
+    let wired = wire(config, &kept, &parts, &audit, &latch);
     let lane = Arc::new(start_lane(config, &parts, &wired.ctx)?);
     let progress = wired.controller.progress();
     let closing = CancellationToken::new();
     let (ready_sender, ready) = watch::channel(false);
-    let state = server_state(config, &store, &audit, &parts, &wired, &lane, &token, addr, ready, metrics.clone(), &closing);
+    let state = server_state(config, &kept, &audit, &parts, &wired, &lane, &token, addr, ready, metrics.clone(), &closing);
+    let (leadership, woken) = (kept.leadership.clone(), wired.ctx.clone());
     let background = vec![
         tokio::spawn(crate::heap::give_back_regularly()),
+        tokio::spawn(async move { leadership.run(|| wake_all(woken.clone()).boxed()).await }),
         tokio::spawn(orphans::run(wired.ctx.clone(), Memory::new(&config.state))),
         tokio::spawn(forward_changes(parts.sandbox.changes(), wired.ctx.clone())),
         tokio::spawn(resync(wired.ctx.clone(), config.resync)),
@@ -176,19 +166,7 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     ];
     write_server_file(&config.state, addr)?;
     let state = config.state.clone();
-    Ok(Running { addr, token, store, progress, notes: parts.notes, state, closing, tasks, background, lease, epoch })
-}
-
-/// Opens the store. The lock of one that was just killed may still be held for a moment by a child that it was starting.
-async fn open_store(path: &Path) -> Result<EmbeddedStore, UpError> {
-    let until = Instant::now() + STORE_PATIENCE;
-    loop {
-        match EmbeddedStore::open(path, EmbeddedOptions::default()) {
-            Ok(store) => return Ok(store),
-            Err(error) if Instant::now() > until => return Err(part("the embedded store")(error)),
-            Err(_) => tokio::time::sleep(STORE_PAUSE).await,
-        }
-    }
+    Ok(Running { addr, token, store, progress, notes: parts.notes, state, closing, tasks, background, kept })
 }
 
 fn prepare_state(path: &Path) -> Result<(), UpError> {
@@ -328,7 +306,7 @@ fn start_lane(config: &Config, parts: &Parts, ctx: &Arc<Context>) -> Result<Lane
     Lane::start(killer).map_err(part("the kill lane"))
 }
 
-fn wire(config: &Config, store: &Arc<dyn Store>, parts: &Parts, audit: &Arc<Audit>, latch: &Arc<Latch>, epoch: Epoch) -> Wired {
+fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, latch: &Arc<Latch>) -> Wired {
     let (trigger, queue) = Trigger::new();
     let ledger = Arc::new(Ledger::new(audit.clone()));
     let wake = {
@@ -345,13 +323,15 @@ fn wire(config: &Config, store: &Arc<dyn Store>, parts: &Parts, audit: &Arc<Audi
         })
     };
     let sandbox: Arc<dyn Sandbox> = parts.sandbox.clone();
-    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), Flights::new(ended));
+    let (store, leadership) = (&kept.store, kept.leadership.clone());
+    let installation = kept.installation.clone();
+    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), Flights::new(ended), installation);
     let limits = FleetLimits { running_max: config.running_max, starting_max: config.starting_max };
     let ctx = Arc::new(Context {
         store: store.clone(),
         world: Arc::new(world),
         fleet: Mutex::new(Fleet::new(limits)),
-        epoch: Arc::new(move || Some(epoch)),
+        epoch: Arc::new(move || leadership.epoch()),
         latch: latch.clone(),
         clock: Arc::new(now),
         journal: ledger.journal(),
@@ -386,6 +366,26 @@ async fn resync(ctx: Arc<Context>, every: Duration) {
     }
 }
 
+/// Nothing was done while nobody here led.
+async fn wake_all(ctx: Arc<Context>) {
+    match ctx.store.list(Kind::Halt).await {
+        Ok((halts, _)) => halts.iter().for_each(|halt| (ctx.wake)(halt.key())),
+        Err(error) => tracing::warn!(%error, "could not list the halts"),
+    }
+    wake_everybody(&ctx).await;
+}
+
+/// What people should know about this server now.
+fn remarks(config: &Config, kept: &keep::Kept) -> crate::server::Remarks {
+    let (store, leadership, memory) = (kept.store.clone(), kept.leadership.clone(), Memory::new(&config.state));
+    Arc::new(move || {
+        let forgot = memory
+            .forgot()
+            .map(|why| format!("{why}: sandboxes without a record are left alone until {} is removed", memory.path().display()));
+        std::iter::once(leadership.describe()).chain(store.caveat()).chain(forgot).collect()
+    })
+}
+
 async fn wake_everybody(ctx: &Context) {
     let wake = async |record: Record| {
         (ctx.wake)(record.key());
@@ -417,7 +417,7 @@ async fn tell(progress: Progress, ready: watch::Sender<bool>, metrics: Arc<Metri
 #[allow(clippy::too_many_arguments, reason = "everything the routes need, gathered in one place")]
 fn server_state(
     config: &Config,
-    store: &Arc<dyn Store>,
+    kept: &keep::Kept,
     audit: &Arc<Audit>,
     parts: &Parts,
     wired: &Wired,
@@ -435,7 +435,7 @@ fn server_state(
         async move { queue }.boxed()
     };
     ServerState {
-        store: store.clone(),
+        store: kept.store.clone(),
         door: Arc::new(Door::new(token, addr.port())),
         default_namespace: config.default_namespace.clone(),
         diff: diff_source(parts.workspaces.clone()),
@@ -451,6 +451,7 @@ fn server_state(
         audit: audit.clone(),
         metrics,
         ready,
+        remarks: remarks(config, kept),
         started: Instant::now(),
         closing: closing.clone(),
         follows: Arc::new(tokio::sync::Semaphore::new(crate::server::FOLLOWS_MAX)),

@@ -4,7 +4,7 @@
 //! median over the turns. Nothing is asserted: a figure is for people, and a busy machine is no mistake of the program. What each side
 //! does is said at the head of each part and at the foot of the table.
 //!
-//! Names behind `cargo bench --bench ratios --` choose parts: workspace, snapshot, sandbox, controller, lifecycle, memory.
+//! Names behind `cargo bench --bench ratios --` choose parts: workspace, snapshot, sandbox, controller, lifecycle, memory, valkey.
 
 mod controller;
 mod lifecycle;
@@ -13,6 +13,7 @@ mod rig;
 mod sandbox;
 mod snapshot;
 mod table;
+mod valkey;
 mod workspace;
 
 use table::Part;
@@ -26,13 +27,14 @@ fn main() {
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
-    let parts: [(&str, Measure); 6] = [
+    let parts: [(&str, Measure); 7] = [
         ("workspace", workspace::measure),
         ("snapshot", snapshot::measure),
         ("sandbox", sandbox::measure),
         ("controller", controller::measure),
         ("lifecycle", lifecycle::measure),
         ("memory", memory::measure),
+        ("valkey", valkey::measure),
     ];
     let mut done = Vec::new();
     for (name, measure) in parts.into_iter().filter(|(name, _)| is_wanted(name)) {

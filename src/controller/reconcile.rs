@@ -11,7 +11,7 @@ use crate::controller::own::{OwnWrite, version_of};
 use crate::effect::{EffectError, Subject, World};
 use crate::kill::latch::Latch;
 use crate::plan::action::{Action, Effect};
-use crate::plan::fleet::{Fleet, Member, Permit, Place, place};
+use crate::plan::fleet::{Fleet, Member, Permit, Place, place, place_seen_from};
 use crate::plan::observed::Observed;
 use crate::plan::status::ending;
 use crate::plan::{Desired, Plan, plan};
@@ -99,7 +99,7 @@ impl Context {
     pub fn take_into_fleet(&self, record: &Record, agent: Option<&ValidAgent>) {
         let Ok(uid) = Uid::new(record.metadata.uid.clone().unwrap_or_default()) else { return };
         let woken = match agent {
-            Some(agent) => self.fleet().upsert(member_of(record, agent)),
+            Some(agent) => self.fleet().upsert(self.member_of(record, agent)),
             None => self.fleet().remove(&uid),
         };
         self.wake_all(woken);
@@ -110,9 +110,17 @@ impl Context {
         if let Some(agent) = agent {
             let mut fleet = self.fleet();
             if fleet.is_news(&agent.uid, version_of(record)) {
-                fleet.upsert(member_of(record, agent));
+                fleet.upsert(self.member_of(record, agent));
             }
         }
+    }
+
+    /// What the fleet needs of a record.
+    fn member_of(&self, record: &Record, agent: &ValidAgent) -> Member {
+        let labels = record.metadata.labels.clone().unwrap_or_default();
+        let rerun_of = record.spec.get("rerunOf").and_then(|v| v.as_str()).map(str::to_owned);
+        let member = Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of, version_of(record));
+        Member { place: place_seen_from(self.world.place(), &agent.status), ..member }
     }
 
     /// Takes a watched change into the fleet, unless a pass has seen the record later than that.
@@ -145,14 +153,6 @@ impl Context {
             }
         }
     }
-}
-
-/// What the fleet needs of a record.
-#[must_use]
-pub fn member_of(record: &Record, agent: &ValidAgent) -> Member {
-    let labels = record.metadata.labels.clone().unwrap_or_default();
-    let rerun_of = record.spec.get("rerunOf").and_then(|v| v.as_str()).map(str::to_owned);
-    Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of, version_of(record))
 }
 
 /// When to come back.
@@ -209,11 +209,24 @@ pub fn error_policy(error: &PassError, failures: u32) -> Next {
     }
 }
 
+/// The epoch of passes of a controller that does not lead: they end what this place holds, and begin nothing.
+const ENDS_ONLY: Epoch = Epoch(0);
+
+/// With which epoch this controller may act on an agent; `None`: it stands by. Whoever leads may, and besides whoever holds the sandbox of an
+/// agent that has ended or is being deleted: nobody else can look at it, and a kill must not wait for its host to lead.
+fn authority(ctx: &Context, record: &Record, stored: &AgentStatus) -> Option<Epoch> {
+    let is_held_here = stored.installation.is_some() && stored.installation.as_deref() == ctx.world.place();
+    let ends = record.metadata.deletion_timestamp.is_some() || ending(stored).is_some();
+    (ctx.epoch)().or((is_held_here && ends).then_some(ENDS_ONLY))
+}
+
 /// One pass over one agent.
 /// # Errors
 /// `PassError`; nothing is lost, and `error_policy` says when to come back.
 pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
-    let Some(epoch) = (ctx.epoch)() else { return Ok(Next::Await) };
+    if (ctx.epoch)().is_none() && ctx.world.place().is_none() {
+        return Ok(Next::Await);
+    }
     let read = ctx.store.get(key).await.map_err(|source| PassError::Store { what: "read", key: key.clone(), source })?;
     let Some(record) = read else {
         // An earlier pass may have taken it into the fleet after the watch had told that it is gone.
@@ -228,14 +241,16 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
         Ok(agent) => agent.status.clone(),
         Err(_) => serde_json::from_value(record.status.clone()).unwrap_or_default(),
     };
+    let Some(epoch) = authority(ctx, &record, &stored) else { return Ok(Next::Await) };
     let mut subject = Subject { record, uid, agent: checked.as_ref().ok().cloned() };
     let observed = ctx.world.observe(&subject).await;
     let permit = permit_for(ctx, &subject);
     let latched = ctx.latch.killed(&subject.uid);
     let desired = desired(&subject, &stored, latched.as_deref(), checked.as_ref().map_err(Vec::as_slice));
     let now = (ctx.clock)();
-    let decided = plan(&desired, &observed, &permit, now);
+    let mut decided = plan(&desired, &observed, &permit, now);
     debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
+    claim(&mut decided.status, ctx.world.place());
     let wrote = store_status(ctx, &mut subject, &stored, &decided).await?;
     if ending(&decided.status).is_some() {
         ctx.world.abandon(&subject.uid);
@@ -299,6 +314,13 @@ fn permit_for(ctx: &Context, subject: &Subject) -> Permit {
     fleet.halt_on(namespace, &labels).unwrap_or(Permit::Granted)
 }
 
+/// From its first attempt an agent belongs to the place that begins it: its sandbox and tree are there, and no other place can look at them.
+fn claim(status: &mut AgentStatus, place: Option<&str>) {
+    if status.attempt > 0 && status.installation.is_none() {
+        status.installation = place.map(str::to_owned);
+    }
+}
+
 /// Stores the status if it says anything new. Facts are durable before any effect that needs them.
 async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus, decided: &Plan) -> Result<bool, PassError> {
     if decided.status == *stored {
@@ -335,6 +357,12 @@ async fn apply(ctx: &Context, subject: &Subject, epoch: Epoch, decided: &Plan) -
         let effect = Effect { key: subject.record.key(), uid: subject.uid.clone(), epoch, action: action.clone() };
         if starts_something(action) && is_halted(ctx, subject) {
             return Ok(false);
+        }
+        let may = if epoch == ENDS_ONLY { !starts_something(action) } else { (ctx.epoch)() == Some(epoch) };
+        if !may {
+            // The lease ran out while this pass was under way (a stopped process, a silent store): somebody else may act by now.
+            let source = EffectError::Fenced { mine: epoch, seen: (ctx.epoch)().unwrap_or_default() };
+            return Err(PassError::Effect { action: action.name(), key: effect.key, source });
         }
         if let Err(why) = (ctx.journal.intent)(effect.clone()).await {
             // A stop goes on without its entry: a full disk must not keep anything alive.

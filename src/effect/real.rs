@@ -1,7 +1,7 @@
 //! The real world: sandboxes, workspaces, gates and the store. One `match`, one arm per action, no decisions.
 
 use crate::api::agent::AgentStatus;
-use crate::api::condition::reason;
+use crate::api::condition::{self, reason};
 use crate::api::names::{ANNOTATION_APPROVE_TAMPER, ANNOTATION_ENDED_BY, Branch, CommitId, Epoch, FINALIZER, Role, RunId, Uid};
 use crate::api::validate::ValidAgent;
 use crate::causes;
@@ -26,6 +26,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub struct RealWorld {
     parts: Arc<Parts>,
     flights: Flights,
+    /// The installation whose sandboxes and trees are here.
+    installation: String,
     /// Highest epoch that was seen: effects of a lower one are refused.
     epoch_seen: AtomicU64,
 }
@@ -40,14 +42,37 @@ struct Parts {
 }
 
 impl RealWorld {
-    /// Puts the parts together; `flights` tells of ended effects.
+    /// Puts the parts together; `flights` tells of ended effects, `installation` names what of the records is here.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, sandbox: Arc<dyn Sandbox>, workspaces: Arc<Workspaces>, flights: Flights) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        sandbox: Arc<dyn Sandbox>,
+        workspaces: Arc<Workspaces>,
+        flights: Flights,
+        installation: String,
+    ) -> Self {
         let parts = Parts { store, sandbox, workspaces, stop: Arc::default() };
-        Self { parts: Arc::new(parts), flights, epoch_seen: AtomicU64::new(0) }
+        Self { parts: Arc::new(parts), flights, installation, epoch_seen: AtomicU64::new(0) }
+    }
+
+    /// What can be said of an agent whose sandbox and tree are another installation's: nothing, unless it was stored that all of it was seen
+    /// gone. `None`: it is here.
+    fn elsewhere(&self, subject: &Subject) -> Option<Look<()>> {
+        let status = &subject.record.status;
+        let other = status["installation"].as_str().filter(|other| *other != self.installation)?;
+        let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if conditions.iter().any(|c| c["type"] == condition::CLEANED_UP && c["status"] == "True") {
+            return Some(Look::Seen(()));
+        }
+        let why = format!("they are on another host or in another state folder (installation {other}); its controller must lead to look");
+        Some(Look::Unknown(why))
     }
 
     fn check_epoch(&self, epoch: Epoch) -> Result<(), EffectError> {
+        if epoch == Epoch(0) {
+            // Decided without leading: it ends what is held here, which no other epoch could begin again.
+            return Ok(());
+        }
         let seen = self.epoch_seen.fetch_max(epoch.0, Ordering::SeqCst);
         if seen > epoch.0 {
             return Err(EffectError::Fenced { mine: epoch, seen: Epoch(seen) });
@@ -57,10 +82,23 @@ impl RealWorld {
 }
 
 impl World for RealWorld {
+    fn place(&self) -> Option<&str> {
+        Some(&self.installation)
+    }
+
     fn observe<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Observed> {
         async move {
             // The table first: what ends after this look is seen in the look at the sandboxes, or wakes another pass.
             let (in_flight, outcomes) = self.flights.look(&subject.uid);
+            match self.elsewhere(subject) {
+                Some(Look::Seen(())) => {
+                    return Observed { sandboxes: Look::Seen(Vec::new()), workspace: Look::Seen(None), in_flight, outcomes };
+                }
+                Some(Look::Unknown(why)) => {
+                    return Observed { sandboxes: Look::Unknown(why.clone()), workspace: Look::Unknown(why), in_flight, outcomes };
+                }
+                None => {}
+            }
             let sandboxes = match self.parts.sandbox.observe(Some(&subject.uid)).await {
                 Ok(seen) => Look::Seen(seen),
                 Err(error) => Look::Unknown(causes::one_line(&error)),

@@ -37,6 +37,8 @@ pub enum Place {
     Starting,
     /// Runs, is judged or pushed, or has ended and is still being removed.
     Running,
+    /// Begun by another installation and not seen gone: it takes none of the places here.
+    Elsewhere,
     /// Finished and delivered.
     Completed,
     /// Failed or killed.
@@ -133,6 +135,16 @@ pub fn place(status: &AgentStatus) -> Place {
     }
 }
 
+/// The same, seen from an installation: what another one has begun can only be ended there.
+#[must_use]
+pub fn place_seen_from(installation: Option<&str>, status: &AgentStatus) -> Place {
+    let is_elsewhere = installation.zip(status.installation.as_deref()).is_some_and(|(here, there)| here != there);
+    match place(status) {
+        Place::Waiting | Place::Starting | Place::Running if is_elsewhere => Place::Elsewhere,
+        place => place,
+    }
+}
+
 /// A halt in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HaltInForce {
@@ -205,6 +217,8 @@ pub struct Counts {
     pub starting: usize,
     /// Running, judged or pushed.
     pub running: usize,
+    /// Begun by another installation.
+    pub elsewhere: usize,
     /// Delivered.
     pub completed: usize,
     /// Failed or killed.
@@ -217,6 +231,7 @@ impl Counts {
             Place::Waiting => &mut self.pending,
             Place::Starting => &mut self.starting,
             Place::Running => &mut self.running,
+            Place::Elsewhere => &mut self.elsewhere,
             Place::Completed => &mut self.completed,
             Place::Failed => &mut self.failed,
         }
@@ -427,7 +442,7 @@ impl Fleet {
                         format!("{name} failed or was killed; run it again or delete this agent"),
                     ));
                 }
-                Place::Waiting | Place::Starting | Place::Running => {
+                Place::Waiting | Place::Starting | Place::Running | Place::Elsewhere => {
                     if let Some(cycle) = self.cycle_from(member) {
                         return Some(refused(
                             reason::DEPENDENCY_CYCLE,

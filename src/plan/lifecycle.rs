@@ -59,6 +59,13 @@ pub(super) fn live(plan: &mut Plan, desired: &Desired<'_>, agent: &ValidAgent, o
         plan.wait(reason::CANNOT_OBSERVE, format!("could not look at the sandboxes: {why}"));
         return plan.requeue(crate::plan::TEARDOWN_RETRY);
     };
+    if let Some(ahead) = sandboxes.iter().map(|seen| seen.run.attempt.0).max().filter(|ahead| *ahead > plan.status.attempt) {
+        // Attempts are stored before anything of them is made: the store has forgotten, and what lives is newer than what it says.
+        let known = plan.status.attempt;
+        let text = format!("a sandbox of attempt {ahead} is there, but the record knows only {known}: the store is older than the sandbox");
+        plan.wait(reason::CANNOT_OBSERVE, text);
+        return plan.requeue(RUNNING_RESYNC);
+    }
     let step = Step { desired, agent, observed, sandboxes, permit, now };
     if agent.suspend {
         return suspended(plan, &step);

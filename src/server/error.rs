@@ -135,7 +135,8 @@ impl From<StoreError> for Problem {
             StoreError::Invalid(text) => Self::invalid(vec![text]),
             StoreError::TooOld(_) => Self::new(StatusCode::GONE, "too-old", detail).hint("list again and watch from there"),
             StoreError::Unusable(_) | StoreError::Unavailable { .. } => {
-                tracing::error!(error = %crate::causes::one_line(&error), "the store failed");
+                let detail = crate::causes::one_line(&error);
+                tracing::error!(error = detail, "the store failed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", detail)
                     .hint("nothing was changed or the outcome is unknown: look before sending it again")
             }

@@ -51,7 +51,8 @@ pub async fn readyz(State(state): Ctx, RawQuery(query): RawQuery) -> Result<Stri
         return Err(problem.errors(missing));
     }
     let is_verbose = query.unwrap_or_default().split('&').any(|q| q == "verbose" || q.starts_with("verbose="));
-    let lines: String = checks.iter().map(|(name, _)| format!("[+] {name} ok\n")).collect();
+    let remarks = (state.remarks)().into_iter().map(|remark| format!("[i] {remark}\n"));
+    let lines: String = checks.iter().map(|(name, _)| format!("[+] {name} ok\n")).chain(remarks).collect();
     Ok(if is_verbose { lines + "ready\n" } else { "ok\n".to_owned() })
 }
 
@@ -59,7 +60,7 @@ async fn look_at_store(state: &ServerState) -> Result<(), String> {
     let key = Key::halt("readyz");
     match tokio::time::timeout(STORE_LOOK_TIME_MAX, state.store.get(&key)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Err(error)) => Err(crate::causes::one_line(&error)),
         Err(_) => Err(format!("no answer within {} s", STORE_LOOK_TIME_MAX.as_secs())),
     }
 }

@@ -229,4 +229,8 @@ impl Store for EmbeddedStore {
         let filter = filter.map(str::to_owned);
         Box::pin(self.read("read the history", move |snapshot| snapshot.history(filter.as_deref(), limit)))
     }
+
+    fn identity(&self) -> BoxFuture<'_, StoreResult<Option<String>>> {
+        Box::pin(async move { self.installation().map(Some) })
+    }
 }

@@ -16,6 +16,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Longest content of the lock and epoch files that is looked at, in bytes.
 const SMALL_FILE_BYTES_MAX: u64 = 256;
@@ -48,8 +49,8 @@ pub enum LeaseError {
     /// Something is there that must not be guessed at; the text says what to do.
     #[error("{0}")]
     Unusable(String),
-    /// The store could not take the epoch.
-    #[error("failed to store the leader epoch")]
+    /// The store did not answer or refused.
+    #[error("the store did not serve the leader lease")]
     Store(#[source] StoreError),
     /// A file could not be read or written.
     #[error("failed to {verb} {}", path.display())]
@@ -77,6 +78,45 @@ pub trait Lease: Send + Sync {
 
     /// Leads no longer; the next one can at once. Not leading is no error.
     fn release(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>>;
+
+    /// Who has not renewed for so long leads no longer, and another one may; `None`: it is held until it is released or its holder dies.
+    fn ttl(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// The highest epoch that was in use here, in a file. Losing the store, or restoring an old copy of it, does not bring an old epoch back.
+#[derive(Debug, Clone)]
+pub(super) struct EpochFile(PathBuf);
+
+impl EpochFile {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// The stored epoch; 0: none was yet.
+    pub(super) fn read(&self) -> Result<Epoch, LeaseError> {
+        let failed = |verb| move |source| LeaseError::File { verb, path: self.0.clone(), source };
+        let mut file = match File::open(&self.0) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Epoch(0)),
+            Err(error) => return Err(failed("open")(error)),
+        };
+        let text = read_small(&mut file).map_err(failed("read"))?;
+        text.parse().map(Epoch).map_err(|_| {
+            LeaseError::Unusable(format!(
+                "{} holds {text:?} instead of a number. Write the highest epoch that was in use into it, or remove it if the store \
+                 beside it is intact",
+                self.0.display()
+            ))
+        })
+    }
+
+    /// Stores an epoch, on the disk before anybody hears of it.
+    pub(super) fn write(&self, epoch: Epoch) -> Result<(), LeaseError> {
+        let failed = |source| LeaseError::File { verb: "write", path: self.0.clone(), source };
+        crate::durable::replace(&self.0, format!("{}\n", epoch.0).as_bytes()).map_err(failed)
+    }
 }
 
 /// The embedded form.
@@ -91,7 +131,7 @@ pub struct FileLease {
 #[derive(Debug)]
 struct Files {
     lock: PathBuf,
-    epoch: PathBuf,
+    epoch: EpochFile,
     held: Mutex<Option<Held>>,
 }
 
@@ -106,7 +146,7 @@ impl FileLease {
     /// A lease on the state folder, which must exist. With `store`, the epoch is kept there as well.
     #[must_use]
     pub fn new(state: &Path, store: Option<Arc<EmbeddedStore>>) -> Self {
-        let files = Files { lock: state.join("lock"), epoch: state.join("epoch"), held: Mutex::new(None) };
+        let files = Files { lock: state.join("lock"), epoch: EpochFile::new(state.join("epoch")), held: Mutex::new(None) };
         Self { files: Arc::new(files), store, acquiring: tokio::sync::Mutex::new(()) }
     }
 
@@ -195,26 +235,9 @@ impl Files {
 
     /// Counts the epoch up, on the disk before anybody hears of it.
     fn next_epoch(&self, floor: Epoch) -> Result<Epoch, LeaseError> {
-        let next = Epoch(floor.max(self.stored_epoch()?).0 + 1);
-        let failed = |source| LeaseError::File { verb: "write", path: self.epoch.clone(), source };
-        crate::durable::replace(&self.epoch, format!("{}\n", next.0).as_bytes()).map_err(failed)?;
+        let next = Epoch(floor.max(self.epoch.read()?).0 + 1);
+        self.epoch.write(next)?;
         Ok(next)
-    }
-
-    fn stored_epoch(&self) -> Result<Epoch, LeaseError> {
-        let mut file = match File::open(&self.epoch) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Epoch(0)),
-            Err(source) => return Err(LeaseError::File { verb: "open", path: self.epoch.clone(), source }),
-        };
-        let text = read_small(&mut file).map_err(|source| LeaseError::File { verb: "read", path: self.epoch.clone(), source })?;
-        text.parse().map(Epoch).map_err(|_| {
-            LeaseError::Unusable(format!(
-                "{} holds {text:?} instead of a number. Write the highest epoch that was in use into it, or remove it if the store \
-                 beside it is intact",
-                self.epoch.display()
-            ))
-        })
     }
 
     fn check_held(&self, epoch: Epoch) -> Result<(), LeaseError> {
@@ -226,9 +249,9 @@ impl Files {
         if !self.is_in_place(&held.file) {
             return lost(format!("{} was removed or replaced", self.lock.display()));
         }
-        let stored = self.stored_epoch()?;
+        let stored = self.epoch.read()?;
         if stored > epoch {
-            return lost(format!("{} says {}", self.epoch.display(), stored.0));
+            return lost(format!("{} says {}", self.epoch.0.display(), stored.0));
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! What needs a real container engine (`DOCKER_HOST`, or the usual socket); without one each test says so and is counted as skipped.
+//! What needs more than this machine's kernel and git: a container engine (`DOCKER_HOST`, or the usual socket), a Valkey server. Without its
+//! component each test says so and is counted as skipped.
 //!
 //! Containers run this machine's busybox (Debian: `busybox-static`), from an image that the tests make themselves; what needs more inside uses
 //! the default sandbox image (`make image`). Tests share one engine and never look at what another installation has there.
@@ -10,6 +11,7 @@
 mod baits;
 #[path = "../it/contracts/sandbox/contract.rs"]
 mod contract;
+mod contracts;
 mod docker;
 mod e2e;
 mod engine;
@@ -19,3 +21,4 @@ mod harness;
 mod kill;
 #[path = "../it/skip.rs"]
 mod skip;
+mod valkey;

@@ -42,6 +42,9 @@ pub struct AgentStatus {
     /// True while the next attempt waits (backoff after a failure, or suspend).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub between_attempts: bool,
+    /// Installation (a state folder on a host) that began the first attempt: sandbox and tree are there, and only there can they be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installation: Option<String>,
     /// The sandbox of the current attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<SandboxStatus>,

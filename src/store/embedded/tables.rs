@@ -166,18 +166,12 @@ impl Snapshot {
                 break;
             }
             let record: Record = decode("a record of the history", entry?.1.value())?;
-            if filter.is_none_or(|wanted| is_about(&record, wanted)) {
+            if filter.is_none_or(|wanted| crate::store::is_about(&record, wanted)) {
                 found.push(record);
             }
         }
         Ok(found)
     }
-}
-
-/// Whether a record has that uid, name or task id.
-fn is_about(record: &Record, wanted: &str) -> bool {
-    let metadata = &record.metadata;
-    [metadata.uid.as_deref(), metadata.name.as_deref(), record.spec["taskId"].as_str()].contains(&Some(wanted))
 }
 
 /// The tables within a write transaction.

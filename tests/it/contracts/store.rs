@@ -1,12 +1,16 @@
-//! The contract of `trait Store`. `suite!` makes one test per promise for one keeper; a keeper gives a factory of fresh stores.
+//! The contract of `trait Store`. `suite!` makes one test per promise for one keeper; a keeper gives a factory of fresh stores, which may
+//! answer `None` where the keeper cannot be had (and then says so).
 //!
-//! What only one keeper can do (its file, its process) is tested beside it: `contracts/store/embedded.rs`.
+//! What only one keeper can do (its file, its process, its server) is tested beside it: `contracts/store/embedded.rs`, `tests/live`.
 
-mod embedded;
+#[path = "store/history.rs"]
 mod history;
+#[path = "store/lists.rs"]
+mod lists;
 
 use futures::StreamExt;
-use history::{archive_is_idempotent_by_uid_and_newest_first, history_is_capped};
+pub use history::{archive_is_idempotent_by_uid_and_newest_first, history_is_capped};
+pub use lists::{list_among_writers_is_of_one_moment, streamed_list_and_its_watch_miss_nothing};
 use mosaic::api::names::{FINALIZER, Uid};
 use mosaic::store::{Key, Kind, Record, Store, StoreError, Watch, WatchEvent};
 use serde_json::{Value, json};
@@ -34,7 +38,10 @@ macro_rules! suite {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $promise() {
-                $crate::contracts::store::$promise($factory().await).await;
+                let fixture: Option<$crate::contracts::store::Fixture> = $factory().await.into();
+                if let Some(fixture) = fixture {
+                    $crate::contracts::store::$promise(fixture).await;
+                }
             }
         )*
     };
@@ -50,6 +57,9 @@ macro_rules! every_promise {
             a_recreated_record_has_another_uid,
             what_a_caller_may_not_set_on_create_is_refused_or_dropped,
             list_holds_one_kind_and_a_version_to_watch_from,
+            list_among_writers_is_of_one_moment,
+            streamed_list_and_its_watch_miss_nothing,
+            identity_is_one_and_stays,
             replace_needs_the_version_that_was_read,
             replace_with_a_stale_uid_is_a_conflict,
             generation_moves_with_the_spec_only,
@@ -111,11 +121,11 @@ fn with_finalizer(mut record: Record) -> Record {
     record
 }
 
-fn version(record: &Record) -> u64 {
+pub fn version(record: &Record) -> u64 {
     record.metadata.resource_version.as_deref().unwrap().parse().unwrap()
 }
 
-fn uid(record: &Record) -> Uid {
+pub fn uid(record: &Record) -> Uid {
     Uid::new(record.metadata.uid.clone().unwrap()).unwrap()
 }
 
@@ -135,7 +145,7 @@ async fn live(store: &Arc<dyn Store>, key: &Key) -> Record {
 }
 
 /// The next event that is no bookmark.
-async fn event(watch: &mut Watch) -> Result<WatchEvent, StoreError> {
+pub async fn event(watch: &mut Watch) -> Result<WatchEvent, StoreError> {
     loop {
         let next = tokio::time::timeout(EVENT_WAIT_MAX, watch.next()).await.expect("an event must come");
         match next.expect("a watch ends with an error") {
@@ -145,7 +155,7 @@ async fn event(watch: &mut Watch) -> Result<WatchEvent, StoreError> {
     }
 }
 
-async fn created_record_is_read_back_with_what_the_store_owns(f: Fixture) {
+pub async fn created_record_is_read_back_with_what_the_store_owns(f: Fixture) {
     let created = f.store.create(agent("one")).await.unwrap();
     assert_eq!(live(&f.store, &Key::agent("default", "one")).await, created);
     let metadata = &created.metadata;
@@ -158,7 +168,7 @@ async fn created_record_is_read_back_with_what_the_store_owns(f: Fixture) {
     assert!(created.agent().is_ok());
 }
 
-async fn name_is_taken_once(f: Fixture) {
+pub async fn name_is_taken_once(f: Fixture) {
     f.store.create(agent("one")).await.unwrap();
     assert!(matches!(f.store.create(agent("one")).await, Err(StoreError::AlreadyExists(_))));
     let mut elsewhere = agent("one");
@@ -166,7 +176,7 @@ async fn name_is_taken_once(f: Fixture) {
     f.store.create(elsewhere).await.unwrap();
 }
 
-async fn a_recreated_record_has_another_uid(f: Fixture) {
+pub async fn a_recreated_record_has_another_uid(f: Fixture) {
     let first = f.store.create(agent("one")).await.unwrap();
     f.store.delete(&first.key(), None, &[]).await.unwrap();
     let second = f.store.create(agent("one")).await.unwrap();
@@ -175,7 +185,7 @@ async fn a_recreated_record_has_another_uid(f: Fixture) {
     assert!(matches!(f.store.delete(&first.key(), Some(&uid(&first)), &[]).await, Err(StoreError::Conflict(_))));
 }
 
-async fn what_a_caller_may_not_set_on_create_is_refused_or_dropped(f: Fixture) {
+pub async fn what_a_caller_may_not_set_on_create_is_refused_or_dropped(f: Fixture) {
     let mut given = agent("one");
     given.status = json!({ "phase": "Completed" });
     given.metadata.uid = Some("11111111-mine".to_owned());
@@ -196,7 +206,7 @@ async fn what_a_caller_may_not_set_on_create_is_refused_or_dropped(f: Fixture) {
     assert!(refusal(f.store.create(generated).await).contains("generateName"));
 }
 
-async fn list_holds_one_kind_and_a_version_to_watch_from(f: Fixture) {
+pub async fn list_holds_one_kind_and_a_version_to_watch_from(f: Fixture) {
     assert!(f.store.list(Kind::Agent).await.unwrap().0.is_empty());
     for name in ["b", "a", "c"] {
         f.store.create(agent(name)).await.unwrap();
@@ -212,7 +222,13 @@ async fn list_holds_one_kind_and_a_version_to_watch_from(f: Fixture) {
     assert_eq!(event(&mut watch).await.unwrap(), WatchEvent::Applied(later), "nothing older than the list is told");
 }
 
-async fn replace_needs_the_version_that_was_read(f: Fixture) {
+pub async fn identity_is_one_and_stays(f: Fixture) {
+    let before = f.store.identity().await.unwrap();
+    f.store.create(agent("one")).await.unwrap();
+    assert_eq!(f.store.identity().await.unwrap(), before);
+}
+
+pub async fn replace_needs_the_version_that_was_read(f: Fixture) {
     let read = f.store.create(agent("one")).await.unwrap();
     let mut first = read.clone();
     first.spec["priority"] = json!(7);
@@ -226,7 +242,7 @@ async fn replace_needs_the_version_that_was_read(f: Fixture) {
     assert_eq!(live(&f.store, &read.key()).await, stored, "a refused write changes nothing");
 }
 
-async fn replace_with_a_stale_uid_is_a_conflict(f: Fixture) {
+pub async fn replace_with_a_stale_uid_is_a_conflict(f: Fixture) {
     let mut read = f.store.create(agent("one")).await.unwrap();
     read.metadata.uid = Some("00000000-0000".to_owned());
     assert!(conflicts(f.store.replace(read.clone()).await));
@@ -236,7 +252,7 @@ async fn replace_with_a_stale_uid_is_a_conflict(f: Fixture) {
     f.store.replace(read).await.unwrap();
 }
 
-async fn generation_moves_with_the_spec_only(f: Fixture) {
+pub async fn generation_moves_with_the_spec_only(f: Fixture) {
     let mut record = f.store.create(with_finalizer(agent("one"))).await.unwrap();
     record.metadata.labels = serde_json::from_value(json!({ "team": "a" })).unwrap();
     record = f.store.replace(record).await.unwrap();
@@ -250,7 +266,7 @@ async fn generation_moves_with_the_spec_only(f: Fixture) {
     assert_eq!(record.metadata.generation, Some(2));
 }
 
-async fn a_write_that_changes_nothing_keeps_the_version(f: Fixture) {
+pub async fn a_write_that_changes_nothing_keeps_the_version(f: Fixture) {
     let mut record = f.store.create(with_finalizer(agent("one"))).await.unwrap();
     record.status = json!({ "phase": "Running" });
     let record = f.store.replace_status(record).await.unwrap();
@@ -260,7 +276,7 @@ async fn a_write_that_changes_nothing_keeps_the_version(f: Fixture) {
     assert_eq!(version(&f.store.delete(&record.key(), None, &[]).await.unwrap()), version(&deleting));
 }
 
-async fn replace_never_touches_the_status(f: Fixture) {
+pub async fn replace_never_touches_the_status(f: Fixture) {
     let mut record = f.store.create(agent("one")).await.unwrap();
     record.status = json!({ "phase": "Running" });
     let mut record = f.store.replace_status(record).await.unwrap();
@@ -271,7 +287,7 @@ async fn replace_never_touches_the_status(f: Fixture) {
     assert_eq!(stored.spec["priority"], 2);
 }
 
-async fn replace_status_touches_nothing_else(f: Fixture) {
+pub async fn replace_status_touches_nothing_else(f: Fixture) {
     let created = f.store.create(agent("one")).await.unwrap();
     let mut record = created.clone();
     record.status = json!({ "phase": "Running", "attempt": 1 });
@@ -287,7 +303,7 @@ async fn replace_status_touches_nothing_else(f: Fixture) {
     assert_eq!(live(&f.store, &created.key()).await, stored);
 }
 
-async fn replace_status_needs_the_version_that_was_read(f: Fixture) {
+pub async fn replace_status_needs_the_version_that_was_read(f: Fixture) {
     let read = f.store.create(agent("one")).await.unwrap();
     let mut first = read.clone();
     first.status = json!({ "attempt": 1 });
@@ -301,7 +317,7 @@ async fn replace_status_needs_the_version_that_was_read(f: Fixture) {
     assert!(refusal(f.store.replace_status(broken).await).contains("status.attempt"));
 }
 
-async fn only_priority_and_suspend_can_change(f: Fixture) {
+pub async fn only_priority_and_suspend_can_change(f: Fixture) {
     let record = f.store.create(agent("one")).await.unwrap();
     for (field, value) in [
         ("timeout", json!("2h")),
@@ -323,7 +339,7 @@ async fn only_priority_and_suspend_can_change(f: Fixture) {
     f.store.replace(changed).await.unwrap();
 }
 
-async fn unknown_fields_and_nulls_are_pruned(f: Fixture) {
+pub async fn unknown_fields_and_nulls_are_pruned(f: Fixture) {
     let mut given = agent("one");
     given.spec["shoeSize"] = json!(44);
     given.spec["context"]["colour"] = json!("red");
@@ -334,7 +350,7 @@ async fn unknown_fields_and_nulls_are_pruned(f: Fixture) {
     assert_eq!(version(&f.store.replace(created.clone()).await.unwrap()), version(&created));
 }
 
-async fn a_refusal_names_the_field(f: Fixture) {
+pub async fn a_refusal_names_the_field(f: Fixture) {
     let mut urgent = agent("one");
     urgent.spec["priority"] = json!(11);
     let text = refusal(f.store.create(urgent).await);
@@ -346,7 +362,7 @@ async fn a_refusal_names_the_field(f: Fixture) {
     assert_eq!(f.store.get(&Key::agent("default", "one")).await.unwrap(), None);
 }
 
-async fn halts_are_cluster_scoped(f: Fixture) {
+pub async fn halts_are_cluster_scoped(f: Fixture) {
     let created = f.store.create(halt("stop")).await.unwrap();
     assert_eq!(created.key(), Key::halt("stop"));
     assert_eq!(live(&f.store, &Key::halt("stop")).await, created);
@@ -359,7 +375,7 @@ async fn halts_are_cluster_scoped(f: Fixture) {
     assert!(f.store.create(homeless).await.is_err());
 }
 
-async fn metadata_is_checked_as_kubernetes_does(f: Fixture) {
+pub async fn metadata_is_checked_as_kubernetes_does(f: Fixture) {
     let attempts = [
         ("labels", json!({ "-bad": "x" })),
         ("labels", json!({ "team": "not a value" })),
@@ -383,13 +399,13 @@ async fn metadata_is_checked_as_kubernetes_does(f: Fixture) {
     f.store.create(fine).await.unwrap();
 }
 
-async fn too_large_records_are_refused(f: Fixture) {
+pub async fn too_large_records_are_refused(f: Fixture) {
     let mut large = agent("one");
     large.spec["runtime"]["command"]["args"] = json!(vec!["x".repeat(16_000); 100]);
     assert!(refusal(f.store.create(large).await).contains("maximum"));
 }
 
-async fn delete_without_finalizers_removes(f: Fixture) {
+pub async fn delete_without_finalizers_removes(f: Fixture) {
     let created = f.store.create(agent("one")).await.unwrap();
     let mut watch = f.store.watch(Kind::Agent, version(&created)).await.unwrap();
     let last = f.store.delete(&created.key(), Some(&uid(&created)), &[]).await.unwrap();
@@ -400,7 +416,7 @@ async fn delete_without_finalizers_removes(f: Fixture) {
     assert!(version(&told) > version(&created));
 }
 
-async fn delete_waits_for_finalizers(f: Fixture) {
+pub async fn delete_waits_for_finalizers(f: Fixture) {
     let created = f.store.create(with_finalizer(agent("one"))).await.unwrap();
     let why = [("mosaicstack.dev/ended-by", "kill".to_owned())];
     let deleting = f.store.delete(&created.key(), None, &why).await.unwrap();
@@ -424,21 +440,21 @@ async fn delete_waits_for_finalizers(f: Fixture) {
     assert!(matches!(f.store.delete(&created.key(), None, &[]).await, Err(StoreError::NotFound(_))));
 }
 
-async fn delete_asks_for_the_very_record(f: Fixture) {
+pub async fn delete_asks_for_the_very_record(f: Fixture) {
     let created = f.store.create(agent("one")).await.unwrap();
     let other = Uid::new("00000000-0000").unwrap();
     assert!(conflicts(f.store.delete(&created.key(), Some(&other), &[]).await));
     assert_eq!(live(&f.store, &created.key()).await, created);
 }
 
-async fn finalizers_cannot_be_added_while_deleting(f: Fixture) {
+pub async fn finalizers_cannot_be_added_while_deleting(f: Fixture) {
     let created = f.store.create(with_finalizer(agent("one"))).await.unwrap();
     let mut deleting = f.store.delete(&created.key(), None, &[]).await.unwrap();
     deleting.metadata.finalizers = Some(vec![FINALIZER.to_owned(), "example.org/mine".to_owned()]);
     assert!(refusal(f.store.replace(deleting).await).contains("finalizers"));
 }
 
-async fn missing_records_are_not_found(f: Fixture) {
+pub async fn missing_records_are_not_found(f: Fixture) {
     let mut ghost = agent("ghost");
     ghost.metadata.resource_version = Some("1".to_owned());
     assert_eq!(f.store.get(&ghost.key()).await.unwrap(), None);
@@ -447,7 +463,7 @@ async fn missing_records_are_not_found(f: Fixture) {
     assert!(matches!(f.store.delete(&ghost.key(), None, &[]).await, Err(StoreError::NotFound(_))));
 }
 
-async fn watch_tells_every_change_in_order(f: Fixture) {
+pub async fn watch_tells_every_change_in_order(f: Fixture) {
     let (_, from) = f.store.list(Kind::Agent).await.unwrap();
     let mut watch = f.store.watch(Kind::Agent, from).await.unwrap();
     let created = f.store.create(with_finalizer(agent("one"))).await.unwrap();
@@ -464,7 +480,7 @@ async fn watch_tells_every_change_in_order(f: Fixture) {
     assert!(matches!(event(&mut watch).await.unwrap(), WatchEvent::Deleted(_)));
 }
 
-async fn watch_is_of_one_kind(f: Fixture) {
+pub async fn watch_is_of_one_kind(f: Fixture) {
     let (_, from) = f.store.list(Kind::Halt).await.unwrap();
     let mut watch = f.store.watch(Kind::Halt, from).await.unwrap();
     f.store.create(agent("one")).await.unwrap();
@@ -473,7 +489,7 @@ async fn watch_is_of_one_kind(f: Fixture) {
 }
 
 /// A watch that is broken off after every third event and resumed from the last version it saw, while others write.
-async fn watch_resumes_without_loss_or_doubles(f: Fixture) {
+pub async fn watch_resumes_without_loss_or_doubles(f: Fixture) {
     let (_, from) = f.store.list(Kind::Agent).await.unwrap();
     let store = Arc::clone(&f.store);
     let writer = tokio::spawn(async move {
@@ -496,7 +512,7 @@ async fn watch_resumes_without_loss_or_doubles(f: Fixture) {
     assert_eq!(seen, writer.await.unwrap());
 }
 
-async fn watch_from_too_long_ago_is_told_so(f: Fixture) {
+pub async fn watch_from_too_long_ago_is_told_so(f: Fixture) {
     let mut record = f.store.create(agent("one")).await.unwrap();
     let first = version(&record);
     for n in 0..=f.changes_max + 1 {
@@ -509,12 +525,12 @@ async fn watch_from_too_long_ago_is_told_so(f: Fixture) {
     drop(f.store.watch(Kind::Agent, from).await.unwrap());
 }
 
-async fn watch_from_the_future_is_told_so(f: Fixture) {
+pub async fn watch_from_the_future_is_told_so(f: Fixture) {
     let (_, from) = f.store.list(Kind::Agent).await.unwrap();
     assert!(matches!(f.store.watch(Kind::Agent, from + 1000).await, Err(StoreError::TooOld(_))));
 }
 
-async fn slow_watch_is_ended_and_holds_nobody_up(f: Fixture) {
+pub async fn slow_watch_is_ended_and_holds_nobody_up(f: Fixture) {
     let mut record = f.store.create(agent("one")).await.unwrap();
     let mut watch = f.store.watch(Kind::Agent, version(&record)).await.unwrap();
     record.status = json!({ "attempt": 0 });
@@ -536,7 +552,7 @@ async fn slow_watch_is_ended_and_holds_nobody_up(f: Fixture) {
     assert!(tokio::time::timeout(EVENT_WAIT_MAX, watch.next()).await.unwrap().is_none(), "nothing comes after the error");
 }
 
-async fn idle_watch_is_told_how_far_it_is(f: Fixture) {
+pub async fn idle_watch_is_told_how_far_it_is(f: Fixture) {
     let created = f.store.create(agent("one")).await.unwrap();
     let mut watch = f.store.watch(Kind::Halt, 0).await.unwrap();
     let deadline = tokio::time::Instant::now() + EVENT_WAIT_MAX;
@@ -549,7 +565,7 @@ async fn idle_watch_is_told_how_far_it_is(f: Fixture) {
     }
 }
 
-async fn racing_writers_lose_nothing(f: Fixture) {
+pub async fn racing_writers_lose_nothing(f: Fixture) {
     const TASKS: u32 = 16;
     const WINS_EACH: u32 = 50;
     let created = f.store.create(agent("one")).await.unwrap();

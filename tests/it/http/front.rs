@@ -100,6 +100,7 @@ impl Front {
             audit: audit.clone(),
             metrics: Arc::new(Metrics::default()),
             ready: is_ready,
+            remarks: Arc::new(Vec::new),
             started: Instant::now(),
             closing: closing.clone(),
             follows: Arc::new(follows),

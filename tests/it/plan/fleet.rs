@@ -1,9 +1,10 @@
 //! Who may run now.
 
 use k8s_openapi::jiff::Timestamp;
+use mosaic::api::agent::AgentStatus;
 use mosaic::api::condition::reason;
 use mosaic::api::names::{AgentName, Uid};
-use mosaic::plan::fleet::{Fleet, FleetLimits, HaltInForce, Labels, Member, Permit, Place};
+use mosaic::plan::fleet::{Fleet, FleetLimits, HaltInForce, Labels, Member, Permit, Place, place_seen_from};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,6 +68,28 @@ fn the_most_urgent_and_then_the_oldest_go_first() {
         assert_eq!(granted, [expected]);
         fleet.upsert(at(expected, Place::Completed));
     }
+}
+
+#[test]
+fn what_another_installation_has_begun_takes_no_place_here_and_keeps_its_claims() {
+    let fleet = fleet_with(1, 1, [at(1, Place::Elsewhere), at(2, Place::Elsewhere), member(3), member(4)]);
+    assert_eq!((why(&fleet, 3), why(&fleet, 4)), ("granted", reason::QUEUED));
+    assert_eq!(fleet.counts().elsewhere, 2);
+    let waits = Member { depends_on: vec![AgentName::new(member(1).name).unwrap()], ..member(5) };
+    let fleet = fleet_with(1, 1, [at(1, Place::Elsewhere), waits]);
+    assert_eq!(why(&fleet, 5), reason::DEPENDENCY_PENDING, "it has not completed");
+    let status = |attempt, installation: Option<&str>| AgentStatus {
+        attempt,
+        between_attempts: attempt > 0,
+        installation: installation.map(str::to_owned),
+        ..AgentStatus::default()
+    };
+    for (expected, status) in
+        [(Place::Elsewhere, status(1, Some("there"))), (Place::Waiting, status(1, Some("here"))), (Place::Waiting, status(0, None))]
+    {
+        assert_eq!(place_seen_from(Some("here"), &status), expected);
+    }
+    assert_eq!(place_seen_from(None, &status(1, Some("there"))), Place::Waiting, "who sees all sees this too");
 }
 
 #[test]

@@ -337,9 +337,22 @@ fn a_sandbox_that_lives_after_its_stored_end_is_stopped_before_the_tree_is_read(
 
 #[test]
 fn no_gate_starts_beside_an_agent_or_a_gate_on_another_commit() {
-    for other in [running(agent_run(2), 1), running(gate_run("tests", 9, 0), 1)] {
+    for other in [running(agent_run(1), 1), running(gate_run("tests", 9, 0), 1)] {
         let plan = Facts::new(status(Stage::Head), observed(vec![other], tree())).plan();
         assert_eq!(names(&plan), ["StopSandbox"]);
+    }
+}
+
+#[test]
+fn a_record_that_is_older_than_its_sandbox_starts_and_stops_nothing_until_it_is_deleted() {
+    for stage in [Stage::Begun, Stage::SandboxKnown, Stage::Ran, Stage::Head] {
+        let mut facts = Facts::new(status(stage), observed(vec![running(agent_run(2), 1)], tree()));
+        let plan = facts.plan();
+        assert_eq!(names(&plan), [""; 0], "{stage:?}");
+        assert_eq!(plan.waiting[0].reason, reason::CANNOT_OBSERVE);
+        facts.deleting = Some("kill");
+        facts.status = facts.plan().status;
+        assert_eq!(names(&facts.plan()), ["StopSandbox"], "a kill kills it all the same");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The embedded keeper: the contract, and what only a file can do.
 
-use super::{Fixture, agent, version};
+use crate::contracts::store::{Fixture, agent, event, version};
 use mosaic::api::names::Epoch;
 use mosaic::store::embedded::{EmbeddedOptions, EmbeddedStore};
 use mosaic::store::{Kind, Store, StoreError};
@@ -72,10 +72,10 @@ async fn a_watch_resumes_across_a_restart() {
     let second = store.create(agent("two")).await.unwrap();
     let mut old_watch = store.watch(Kind::Agent, version(&second)).await.unwrap();
     drop(store);
-    assert!(super::event(&mut old_watch).await.is_err(), "a watch of a closed store ends");
+    assert!(event(&mut old_watch).await.is_err(), "a watch of a closed store ends");
     let store = open(&path).unwrap();
     let mut watch = store.watch(Kind::Agent, version(&first)).await.unwrap();
-    assert_eq!(super::event(&mut watch).await.unwrap(), mosaic::store::WatchEvent::Applied(second));
+    assert_eq!(event(&mut watch).await.unwrap(), mosaic::store::WatchEvent::Applied(second));
 }
 
 #[tokio::test]
@@ -165,7 +165,7 @@ async fn a_damaged_file_is_reported_and_kept() {
 
 /// Starts this test binary again, for one test that plays a child.
 fn start_child(test: &str, file: &Path) -> Child {
-    let name = format!("contracts::store::embedded::{test}");
+    let name = format!("contracts::store_embedded::{test}");
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([name.as_str(), "--exact", "--ignored", "--nocapture", "--test-threads=1"]).env(CHILD_FILE, file);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap()
@@ -261,7 +261,7 @@ async fn child_meets_a_full_disk() {
     }
     for record in &kept {
         assert_eq!(store.get(&record.key()).await.unwrap().as_ref(), Some(record));
-        assert_eq!(super::event(&mut watch).await.unwrap(), mosaic::store::WatchEvent::Applied(record.clone()));
+        assert_eq!(event(&mut watch).await.unwrap(), mosaic::store::WatchEvent::Applied(record.clone()));
     }
     drop(store);
     assert_eq!(open(Path::new(&path)).unwrap().list(Kind::Agent).await.unwrap().0.len(), kept.len());

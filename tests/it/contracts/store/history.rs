@@ -4,7 +4,7 @@ use super::{Fixture, agent, uid};
 use mosaic::store::Record;
 use serde_json::json;
 
-pub(super) async fn archive_is_idempotent_by_uid_and_newest_first(f: Fixture) {
+pub async fn archive_is_idempotent_by_uid_and_newest_first(f: Fixture) {
     let mut all = Vec::new();
     for name in ["a", "b", "c"] {
         let mut given = agent(name);
@@ -23,7 +23,7 @@ pub(super) async fn archive_is_idempotent_by_uid_and_newest_first(f: Fixture) {
     assert!(f.store.history(Some("nobody"), 10).await.unwrap().is_empty());
 }
 
-pub(super) async fn history_is_capped(f: Fixture) {
+pub async fn history_is_capped(f: Fixture) {
     let template = f.store.create(agent("one")).await.unwrap();
     for n in 0..f.history_max + 3 {
         let mut record = template.clone();
