@@ -209,7 +209,7 @@ async fn links_that_an_agent_leaves_in_its_home_lead_the_next_start_nowhere() {
     let home_links = places.chain([".kept/planted".to_owned()]).map(|place| (place.into(), target.clone())).collect();
     let (name, folders) = ("greeter".to_owned(), vec!["bin".into()]);
     let root = ToolRoot { name, host: tool, folders, bin: Vec::new(), env: [].into(), home_links };
-    let sandbox = ProcessSandbox::open(ProcessConfig { tool_roots: vec![root], ..host.config() }).unwrap();
+    let sandbox = Drivers::process(SandboxConfig { tool_roots: vec![root], ..host.config() }).unwrap();
     // PID 1 follows them as the sandbox's user, with descriptors that the agent does not have.
     let script = format!(
         "rm -rf ~/.held-* ~/.above-* ~/.kept; mkdir ~/.kept; for n in $(seq 0 {}); do \
