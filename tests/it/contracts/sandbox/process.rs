@@ -422,7 +422,7 @@ async fn following_a_log_sees_every_byte_once() {
     let spec = host.subject(&sandbox).script("follow-001", 1, "for n in $(seq 1 300); do echo line $n; done; sleep 0.2; echo last");
     sandbox.ensure(spec.clone()).await.unwrap();
     let (mut text, mut from) = (Vec::new(), 0);
-    let give_up = Instant::now() + super::contract::PATIENCE;
+    let give_up = Instant::now() + super::PATIENCE;
     loop {
         let chunk = logs::read(host.state.path(), &spec.run, from, 97).unwrap();
         text.extend_from_slice(&chunk.bytes);
