@@ -302,7 +302,9 @@ impl Book {
         self.signalled = self.signalled.max(struck.signalled);
         self.dead = self.dead.max(struck.dead);
         self.engine = self.engine.max(said.map(|(_, at)| *at));
-        let (verdict, message) = judge(target, struck, said.map(|(saw, _)| saw));
+        // Asked after the engine has spoken: a create that is answered meanwhile has its word by now.
+        let open = target.is_unanswered().unwrap_or(true);
+        let (verdict, message) = judge(&target.run, &struck.seen, struck.signalled.is_some(), said.map(|(saw, _)| saw), open);
         if struck.dead.is_none() && verdict == Verdict::DeadVerified {
             self.dead = self.dead.max(said.map(|(_, at)| *at));
         }
@@ -343,19 +345,18 @@ impl Book {
 /// What is said of an agent of which nothing lived.
 const NOTHING_RAN: &str = "nothing of it ran";
 
-/// The kernel's word where it has one, else the engine's; what nobody could look at is unknown, never gone.
-fn judge(target: &Target, struck: &Struck, said: Option<&Saw>) -> (Verdict, String) {
-    let run = &target.run;
-    let why = match &struck.seen {
-        Seen::Dead if struck.signalled.is_some() => {
+/// What is to be said of one run: the kernel's word where it has one, else the engine's; what nobody could look at is unknown, never gone.
+/// `signalled`: SIGKILL was sent to something of it. `open`: its create was asked for and never answered, so that something may still come.
+#[must_use]
+pub fn judge(run: &RunId, seen: &Seen, signalled: bool, said: Option<&Saw>, open: bool) -> (Verdict, String) {
+    let why = match seen {
+        Seen::Dead if signalled => {
             return (Verdict::DeadVerified, "SIGKILL; its process namespace was seen empty".to_owned());
         }
         Seen::Dead => return (Verdict::DeadVerified, NOTHING_RAN.to_owned()),
         Seen::Lives(what) => return (Verdict::Failed, format!("{run}: {what}")),
         Seen::Hidden(why) => why,
     };
-    // Asked after the engine has spoken: a create that is answered meanwhile has its word by now.
-    let open = target.is_unanswered().unwrap_or(true);
     match said {
         Some(Saw::None | Saw::Dead) if !open => (Verdict::DeadVerified, "the engine says that its container is dead".to_owned()),
         Some(Saw::None | Saw::Dead) => {

@@ -4,10 +4,14 @@
 //! `MOSAIC_SIM_SEEDS` sets how many seeds are run and `MOSAIC_SIM_FROM` the first; `MOSAIC_SIM_SEED` runs a single one and prints its log.
 
 mod effects;
+mod engine;
 mod faults;
 mod git;
+mod heal;
+mod lane;
 mod mischief;
 mod oracle;
+mod passes;
 mod plants;
 mod run;
 mod scheduler;

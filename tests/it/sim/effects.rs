@@ -30,6 +30,12 @@ impl Truth {
         if pending.result.is_some() {
             return self.reply_effect(number);
         }
+        // What had not begun never does; what had, is broken off if that can still be done.
+        let begun = pending.abandoned.is_some_and(|part| part > 0) || self.planted(Plant::QueuedPushBegun);
+        if pending.abandoned.is_some() && pending.part <= 1 && (!begun || self.rng.hits(500)) {
+            let failed = failure(self, reason::KILLED, "broken off: its agent has ended");
+            return self.end_effect(number, Err(failed));
+        }
         if pending.part == 0 && self.rng.hits(self.faults.effect_fails) {
             let failed = failure(self, reason::WORKSPACE_FAILED, "the disk is full");
             return self.end_effect(number, Err(failed));
@@ -76,10 +82,7 @@ impl Truth {
         match &pending.effect.action {
             Action::Resolve => Some(self.resolve(pending)),
             Action::EnsureSandbox { run, base, content } => self.ensure(pending, run, base, content.as_ref()),
-            Action::StopSandbox { run } => {
-                self.stop(uid, run);
-                DONE
-            }
+            Action::StopSandbox { run } => Some(self.stop(uid, run)),
             Action::RemoveSandbox { run } => Some(self.remove(uid, run)),
             Action::TakeSnapshot { base, .. } => Some(self.snapshot(uid, base)),
             Action::Integrate { candidate, .. } => Some(self.integrate(pending, candidate)),
@@ -147,8 +150,13 @@ impl Truth {
         {
             return DONE;
         }
-        if again && pending.part == 1 && !pending.late && self.body(&pending.effect.uid).cells.contains_key(run) {
-            self.grant(pending, run);
+        if again
+            && pending.part == 1
+            && !pending.late
+            && !self.is_contained(&run.uid)
+            && self.body(&pending.effect.uid).cells.contains_key(run)
+        {
+            self.grant(run, pending.controller, false);
         }
         match pending.part {
             0 => {
@@ -158,20 +166,31 @@ impl Truth {
                 None
             }
             1 => {
+                let contained = self.is_contained(&run.uid);
+                let pid = (!contained).then(|| self.new_pid());
                 let behaviour = self.behaviour(pending);
                 let judges = content.filter(|_| run.role != Role::Agent).map(|head| (head.clone(), base.clone()));
-                let cell =
-                    Cell { state: CellState::Preparing, behaviour, judges, late: pending.late, next_at: 0, left: 2, writes_on: false };
+                let (state, late) = (CellState::Preparing, pending.late);
+                let cell = Cell { state, behaviour, judges, late, next_at: 0, left: 2, pid, dying: false, writes_on: false };
                 let body = self.body(&pending.effect.uid);
                 body.attempt_seen = body.attempt_seen.max(run.attempt.0);
                 body.cells.entry(run.clone()).or_insert(cell);
                 None
             }
+            _ if self.is_contained(&run.uid) => {
+                if self.paused.contains(&pending.controller) && !pending.late {
+                    return None;
+                }
+                self.ensure_contained(pending, run)
+            }
             // Nobody grants for a controller that is dead: init waits, and is adopted or removed.
             _ if pending.late && !self.planted(Plant::StartGateOpen) => DONE,
             _ if self.paused.contains(&pending.controller) && !self.planted(Plant::FencingForgotten) => None,
             _ => {
-                self.grant(pending, run);
+                match self.gate(pending.controller, run) {
+                    Some(why) => self.end_cell(&run.uid, run, EndCause::NotStarted(why.into()), None),
+                    None => self.grant(run, pending.controller, pending.late),
+                }
                 DONE
             }
         }
@@ -182,16 +201,29 @@ impl Truth {
         script.get(pending.round as usize).or(script.last()).copied().unwrap_or(Behaviour::Good)
     }
 
-    fn grant(&mut self, pending: &Pending, run: &RunId) {
+    /// Why a run is refused its start by a controller; `None` grants.
+    pub fn gate(&self, by: u32, run: &RunId) -> Option<&'static str> {
+        if self.planted(Plant::StartGateOpen) {
+            return None;
+        }
+        if self.bodies.get(&run.uid).is_some_and(|body| body.tombstones.contains(run)) {
+            return Some("it was stopped before it started");
+        }
+        let Some(latch) = self.latches.get(&by).filter(|_| !self.planted(Plant::GateGrantsLatched)) else { return None };
+        let latched = latch.killed(&run.uid).is_some() || latch.halted("default").is_some();
+        latched.then_some("its agent was killed, or everything is halted")
+    }
+
+    /// The agent's command begins.
+    pub fn grant(&mut self, run: &RunId, by: u32, late: bool) {
         let (now, elapsed) = (self.now(), self.elapsed);
         let first_at = elapsed + 300 + self.rng.below(2000);
-        let body = self.body(&pending.effect.uid);
-        let Some(cell) = body.cells.get_mut(run) else { return };
+        let Some(cell) = self.body(&run.uid).cells.get_mut(run) else { return };
         cell.state = CellState::Running { since: now, sign: now };
         cell.next_at = first_at;
         self.note(format!("{run} runs"));
-        oracle::on_grant(self, &pending.effect.uid, run, pending.late);
-        self.poke(&pending.effect.uid);
+        oracle::on_grant(self, run, by, late);
+        self.poke(&run.uid);
     }
 
     fn lay_out(&mut self, pending: &Pending, base: &CommitId, content: Option<&CommitId>) {
@@ -203,16 +235,23 @@ impl Truth {
         body.tree = Some(Tree { base: base.clone(), content: content.cloned(), files, late: pending.late });
     }
 
-    fn stop(&mut self, uid: &Uid, run: &RunId) {
+    fn stop(&mut self, uid: &Uid, run: &RunId) -> Result<Outcome, Failure> {
         let pretends = self.planted(Plant::StopOnlyPretends);
         let body = self.body(uid);
         body.tombstones.insert(run.clone());
-        let Some(cell) = body.cells.get_mut(run) else { return };
+        let Some(cell) = body.cells.get_mut(run) else { return Ok(Outcome::Done) };
         if matches!(cell.state, CellState::Ended(_)) {
-            return;
+            return Ok(Outcome::Done);
+        }
+        if cell.dying {
+            return Err(failure(self, reason::SANDBOX_FAILED, "its init still lives"));
         }
         cell.writes_on = pretends;
+        if self.is_contained(uid) {
+            return self.stop_contained(run);
+        }
         self.end_cell(uid, run, EndCause::Stopped, None);
+        Ok(Outcome::Done)
     }
 
     fn remove(&mut self, uid: &Uid, run: &RunId) -> Result<Outcome, Failure> {
@@ -222,6 +261,13 @@ impl Truth {
             return Err(failure(self, reason::SANDBOX_FAILED, "it lives"));
         }
         body.tombstones.insert(run.clone());
+        if self.engine.vessels.contains_key(run) {
+            if self.engine.down {
+                return Err(failure(self, reason::ENGINE_UNAVAILABLE, "the engine does not answer"));
+            }
+            self.engine.vessels.remove(run);
+        }
+        let body = self.body(uid);
         if body.cells.get(run).is_some_and(|cell| !cell.writes_on) {
             body.cells.remove(run);
         }
@@ -300,6 +346,10 @@ impl Truth {
 
     fn rescue(&mut self, uid: &Uid) -> Outcome {
         let Some(tree) = self.body(uid).tree.clone() else { return Outcome::Rescued(None) };
+        if self.planted(Plant::RescuedAfterRemoval) && self.lane.is_kept(uid) {
+            // Its name is given first, and the tree looked for later.
+            return Outcome::Rescued(Some(format!("refs/rescue/{}/1", self.body(uid).name)));
+        }
         if self.planted(Plant::RescueForgotten) || tree.files == *self.git.files(&tree.base) {
             return Outcome::Rescued(None);
         }
@@ -316,7 +366,9 @@ impl Truth {
         }
         oracle::on_orphan(self, action);
         match action {
-            OrphanAction::StopSandbox(run) => self.stop(&run.uid, run),
+            OrphanAction::StopSandbox(run) => {
+                return self.stop(&run.uid, run).map(|_| ()).map_err(|failed| EffectError::Failed(failed.message));
+            }
             OrphanAction::RemoveSandbox(run) => {
                 let removed = self.remove(&run.uid, run);
                 return removed.map(|_| ()).map_err(|failed| EffectError::Failed(failed.message));

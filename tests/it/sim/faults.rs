@@ -71,11 +71,30 @@ pub struct Faults {
     pub base_moves: u64,
     /// A user does something.
     pub user: u64,
+    /// The lane kills somebody.
+    pub kill: u64,
+    /// The lane kills everything.
+    pub kill_all: u64,
+    /// The store comes back with an older copy of somebody whom the lane has killed.
+    pub restore: u64,
+    /// A killed process does not die at once.
+    pub undying: u64,
+    /// The latch does not reach the disk.
+    pub disk_stuck: u64,
+    /// The engine hangs, or works again.
+    pub engine_hangs: u64,
+    /// The engine does not answer a question.
+    pub engine_silent: u64,
+    /// The engine's answer is not so.
+    pub engine_lies: u64,
 }
 
 impl Faults {
     /// A mix that differs from seed to seed: most runs have some kinds of faults and not the others.
     pub fn of(rng: &mut Rng) -> Self {
+        // Most runs have no kills: those with many have little else.
+        let mut killing = |share: u64, most: u64| if rng.hits(share) { 1 + rng.below(most) } else { 0 };
+        let (kill, kill_all) = (killing(350, 8), killing(120, 2));
         let mut rate = |most: u64| if rng.hits(550) { 1 + rng.below(most) } else { 0 };
         Self {
             store_down: rate(60),
@@ -94,6 +113,14 @@ impl Faults {
             remote_down: rate(15),
             base_moves: rate(15),
             user: rate(25),
+            kill,
+            kill_all,
+            restore: rate(15),
+            undying: rate(300),
+            disk_stuck: rate(200),
+            engine_hangs: rate(15),
+            engine_silent: rate(150),
+            engine_lies: rate(150),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::faults::{Case, Faults};
 use super::scheduler::Sim;
 use super::truth::{Behaviour, Truth};
 use mosaic::api::condition::{self, reason};
-use mosaic::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY};
+use mosaic::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Uid};
 use mosaic::api::validate::validate;
 use mosaic::plan::fleet::{FleetLimits, HaltInForce};
 use mosaic::plan::status::{Ending, ending};
@@ -50,6 +50,11 @@ pub fn fleet_of(case: &Case) -> Sim {
         for url in ["file:///one", "file:///two"] {
             let set = *truth.rng.pick(&sets);
             truth.git.add_remote(url, set);
+        }
+        if truth.rng.hits(500) {
+            // Some of the agents are containers.
+            let names: Vec<String> = (0..AGENTS_MAX).map(|index| format!("agent-{index}")).filter(|_| truth.rng.hits(600)).collect();
+            truth.contained.extend(names);
         }
         if truth.rng.hits(100) {
             truth.git.remotes.get_mut("file:///two").unwrap().exists = false;
@@ -153,6 +158,7 @@ fn strike(sim: &mut Sim) {
     let (drops, crashes, pauses, jumps) = (hits(faults.pass_dropped), hits(faults.crash), hits(faults.pause), hits(faults.clock_jump));
     let (moves, downs, users, doubles) =
         (hits(faults.base_moves), hits(faults.remote_down), hits(faults.user), hits(faults.trigger_doubled));
+    let (kills, kills_all, restores, hangs) = (hits(faults.kill), hits(faults.kill_all), hits(faults.restore), hits(faults.engine_hangs));
     let (resumes, orphans, starts) = (hits(20), hits(4), hits(40));
     let below = |limit: usize| sim.truth.lock().unwrap().rng.below(limit as u64) as usize;
     if sim.controllers.is_empty() {
@@ -189,6 +195,19 @@ fn strike(sim: &mut Sim) {
     }
     if users {
         user(sim);
+    }
+    if kills || kills_all {
+        kill(sim, kills_all);
+    }
+    if restores {
+        restore(sim);
+    }
+    if hangs {
+        sim.with(|truth| {
+            truth.engine.down = !truth.engine.down;
+            let down = truth.engine.down;
+            truth.note(format!("the engine hangs: {down}"));
+        });
     }
 }
 
@@ -230,9 +249,40 @@ fn toggle_remote(truth: &mut Truth) {
     truth.note(format!("{url} down: {down}"));
 }
 
+/// The lane kills somebody, or everything: in the process of a controller, or in that of a command line.
+fn kill(sim: &mut Sim, all: bool) {
+    let awake: Vec<Option<u32>> = sim.controllers.iter().filter(|c| !c.paused).map(|c| Some(c.id)).chain([None]).collect();
+    sim.with(|truth| {
+        let owner = *truth.rng.pick(&awake);
+        let uids: Vec<Uid> = truth.bodies.keys().cloned().collect();
+        let hold = truth.rng.hits(200);
+        if all {
+            truth.begin_kill(owner, None, hold);
+        } else if !uids.is_empty() {
+            let uid = truth.rng.pick(&uids).clone();
+            truth.begin_kill(owner, Some(uid), hold);
+        }
+    });
+}
+
+/// The store comes back with an older copy of somebody whom the lane has killed, and the controllers perhaps start anew.
+fn restore(sim: &mut Sim) {
+    let candidate = sim.with(|truth| {
+        let killed: Vec<Uid> = truth.lane.older.keys().filter(|uid| truth.lane.is_kept(uid)).cloned().collect();
+        (!killed.is_empty()).then(|| truth.rng.pick(&killed).clone()).filter(|uid| truth.may_come_back(uid))
+    });
+    let Some(uid) = candidate else { return };
+    if sim.with(|truth| truth.rng.hits(500)) {
+        for id in sim.controllers.iter().map(|c| c.id).collect::<Vec<_>>() {
+            sim.crash(id, false);
+        }
+    }
+    sim.with(|truth| truth.restore_record(&uid));
+}
+
 /// A user does something.
 fn user(sim: &mut Sim) {
-    let keys: Vec<Key> = sim.with(|truth| truth.records.map.keys().cloned().collect());
+    let keys: Vec<Key> = sim.with(|truth| truth.records.map.keys().filter(|key| key.kind == Kind::Agent).cloned().collect());
     let deed = sim.with(|truth| truth.rng.below(12));
     if keys.is_empty() {
         return;
@@ -305,6 +355,7 @@ pub fn repair(sim: &mut Sim) {
     sim.with(|truth| {
         truth.faults = Faults::default();
         truth.paused.clear();
+        truth.engine.down = false;
         for remote in truth.git.remotes.values_mut() {
             remote.down = false;
             remote.exists = true;
@@ -317,7 +368,10 @@ pub fn repair(sim: &mut Sim) {
     sim.halts_readable = true;
     sim.tell_halts();
     let keys: Vec<Key> = sim.with(|truth| truth.records.map.keys().cloned().collect());
-    for key in keys {
+    let (agents, halts): (Vec<Key>, Vec<Key>) = keys.into_iter().partition(|key| key.kind == Kind::Agent);
+    // Somebody releases what is held.
+    halts.iter().for_each(|key| drop(sim.with(|truth| truth.delete_record(key, None, &[]))));
+    for key in agents {
         sim.with(|truth| patch(truth, &key, "suspend", |_| json!(false)));
     }
 }

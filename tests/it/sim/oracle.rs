@@ -1,6 +1,8 @@
 //! What must hold of the truth, whatever the faults. Looks at what really happened (grants, refs, trees, stored records), never at
 //! what a controller says of itself. Called by the fakes at the moment something becomes true.
 
+pub mod lane;
+
 use super::store::uid_of;
 use super::truth::{Behaviour, Pending, Truth};
 use mosaic::api::agent::{AgentStatus, Verdict};
@@ -218,7 +220,7 @@ fn check_start(truth: &Truth, subject: &Subject, effect: &Effect, halted: bool, 
     }
     let Some(agent) = &subject.agent else { return wrong.push("for a spec that is none".into()) };
     if halted && !matches!(effect.action, Action::TakeSnapshot { .. }) {
-        wrong.push("while halted".into());
+        wrong.push("while halted or killed".into());
     }
     check_backoff(truth, agent, version(&subject.record), wrong);
     if let Action::EnsureSandbox { run, .. } = &effect.action {
@@ -287,8 +289,12 @@ fn check_stored_verdicts(
 }
 
 /// A sandbox begins to run.
-pub fn on_grant(truth: &mut Truth, uid: &Uid, run: &RunId, late: bool) {
+pub fn on_grant(truth: &mut Truth, run: &RunId, by: u32, late: bool) {
+    let uid = &run.uid;
     let mut wrong = Vec::new();
+    if truth.lane.is_known(by, uid) {
+        wrong.push("was granted its start although it was killed, or everything was halted".to_owned());
+    }
     if !truth.oracle.granted.insert(run.clone()) {
         wrong.push("was granted twice".to_owned());
     }
@@ -326,6 +332,9 @@ pub fn on_ref_written(truth: &mut Truth, pending: &Pending, head: &CommitId, bas
         if !truth.oracle.passed.contains(&(uid.clone(), gate.name.clone(), head.clone(), base.clone())) {
             wrong.push(format!("{head} on {base} reaches the remote, and {} never passed it", gate.name));
         }
+    }
+    if pending.abandoned == Some(0) {
+        wrong.push(format!("{head} reaches the remote by a push that was begun after its agent had ended"));
     }
     if remote.moved_at.get(base).is_some_and(|at| *at < pending.begun_at) {
         wrong.push(format!("{head} reaches the remote, and its base {base} was not the tip any more"));
@@ -409,6 +418,7 @@ pub fn at_the_end(truth: &mut Truth) {
         }
         check_blame(truth, record, &status, &mut wrong);
     }
+    lane::at_the_end(truth, &mut wrong);
     let mut owners: BTreeMap<(&String, &String), BTreeSet<&Uid>> = BTreeMap::new();
     for (repository, target, uid, _) in &truth.oracle.ref_writes {
         owners.entry((repository, target)).or_default().insert(uid);

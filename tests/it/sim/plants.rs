@@ -7,7 +7,7 @@ use super::run::{run_case, simulate};
 use super::truth::Truth;
 use mosaic::api::agent::{AgentStatus, GateStatus, Verdict};
 use mosaic::api::condition;
-use mosaic::store::Record;
+use mosaic::store::{Kind, Record};
 
 /// One bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,32 @@ pub enum Plant {
     RequeueIgnored,
     /// The end of an effect wakes nobody.
     EndsWakeNobody,
+    /// The passes do not look at the latch.
+    LatchForgotten,
+    /// Who starts does not read the latch's file.
+    LatchLostAtRestart,
+    /// A note goes with the record, and an older store brings that back.
+    NoteGoesWithRecord,
+    /// A receipt says dead because it was signalled.
+    ReceiptWithoutLooking,
+    /// A create that was not answered counts as one that made nothing: for a receipt.
+    UnansweredIsNothing,
+    /// As that, for the look of a pass.
+    NoSuchContainerBelieved,
+    /// An engine that does not answer has no container.
+    ReleasedOnUnknown,
+    /// A kill goes to whoever has the number now.
+    PidReused,
+    /// The sandboxes of gates are not killed.
+    GatesSpared,
+    /// What was killed is kept once its tree is gone.
+    RescuedAfterRemoval,
+    /// The start gate does not look at the latch.
+    GateGrantsLatched,
+    /// A halt is handed over before its agents are deleted.
+    HandedOverTooEarly,
+    /// A push that was queued at the kill is begun after it.
+    QueuedPushBegun,
 }
 
 /// All of them.
@@ -103,11 +129,24 @@ pub const ALL: &[Plant] = &[
     Plant::OrphansListedTooEarly,
     Plant::RequeueIgnored,
     Plant::EndsWakeNobody,
+    Plant::LatchForgotten,
+    Plant::LatchLostAtRestart,
+    Plant::NoteGoesWithRecord,
+    Plant::ReceiptWithoutLooking,
+    Plant::UnansweredIsNothing,
+    Plant::NoSuchContainerBelieved,
+    Plant::ReleasedOnUnknown,
+    Plant::PidReused,
+    Plant::GatesSpared,
+    Plant::RescuedAfterRemoval,
+    Plant::GateGrantsLatched,
+    Plant::HandedOverTooEarly,
+    Plant::QueuedPushBegun,
 ];
 
 /// The status as a store or plan with the planted bug would write it. `Err`: acknowledged, and not stored.
 pub fn perturb_status(truth: &mut Truth, mut record: Record) -> Result<Record, Box<Record>> {
-    let Some(plant) = truth.plant else { return Ok(record) };
+    let Some(plant) = truth.plant.filter(|_| record.kind == Kind::Agent) else { return Ok(record) };
     let mut status = status_of(&record);
     let stored = truth.records.map.get(&record.key()).map(status_of).unwrap_or_default();
     match plant {

@@ -3,22 +3,24 @@
 //! settle. It keeps the promises of the real queue (never two passes of one record in one controller, `Next` and `error_policy`
 //! honoured) and no others.
 
+use super::engine::Engine;
 use super::faults::{Faults, Rng};
 use super::git::Git;
-use super::mischief;
-use super::oracle::{self, Oracle, status_of};
+use super::lane::Lane;
+use super::oracle::Oracle;
+use super::passes::{orphan_pass, record_pass};
 use super::plants::Plant;
 use super::store::{Change, FakeStore, Records};
 use super::truth::{EPOCH_MILLIS, Log, Shared, Truth};
 use super::world::FakeWorld;
 use futures::future::LocalBoxFuture;
-use mosaic::api::condition;
-use mosaic::api::names::{Epoch, Uid};
+use mosaic::api::names::{Epoch, RunId, Uid};
 use mosaic::api::validate::validate;
+use mosaic::controller::halts::reconcile_halt;
 use mosaic::controller::reconcile::{Context, Journal, Next, PassError, error_policy, reconcile};
+use mosaic::kill::latch::{Latch, Note};
 use mosaic::plan::fleet::{Fleet, FleetLimits, HaltInForce};
-use mosaic::plan::orphans::{KnownRecords, plan_orphans};
-use mosaic::plan::status::ending;
+use mosaic::plan::halts::in_force;
 use mosaic::store::{Key, Kind, Record};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -29,19 +31,16 @@ use std::time::Duration;
 const PASSES_MAX: usize = 3;
 /// Passes over one record without time going by: more is a hot loop.
 const SPINS_MAX: u32 = 60;
-/// Steps in which everything must settle once the faults have stopped.
-const HEAL_STEPS_MAX: u32 = 60_000;
+/// Pause between two looks for halts that the store does not know.
+const RECORD_MILLIS: u64 = 500;
 /// Longest time in which nothing happens while an agent is unsettled: longer than any backoff, recheck or look of this fleet.
 const STALL_MILLIS: u64 = 45_000;
-/// Passes of one agent in which it must settle once the faults have stopped,
-const HEAL_PASSES_MAX: u64 = 120;
-/// and one more for so many milliseconds: who is refused is looked at again every 30 s, who runs every 15 s.
-const HEAL_PASS_MILLIS: u64 = 4_000;
 
 /// What a future that a controller runs has brought.
-enum Done {
+pub enum Done {
     Pass(Key, Result<Next, PassError>),
     Orphans,
+    Recorded,
 }
 
 /// Something that a controller hears.
@@ -57,13 +56,22 @@ pub struct Controller {
     pub id: u32,
     pub epoch: Epoch,
     pub paused: bool,
-    ctx: Arc<Context>,
+    pub ctx: Arc<Context>,
     woken: Arc<Mutex<Vec<Key>>>,
-    queue: BTreeSet<Key>,
+    pub queue: BTreeSet<Key>,
     timers: BTreeMap<Key, u64>,
     failures: BTreeMap<Key, u32>,
-    passes: Vec<(Option<Key>, LocalBoxFuture<'static, Done>)>,
+    pub passes: Vec<(Option<Key>, LocalBoxFuture<'static, Done>)>,
     inbox: VecDeque<Message>,
+    /// When it looks again whether something is latched that the store does not know; `None`: it does so now.
+    record_at: Option<u64>,
+}
+
+impl Controller {
+    /// Whether nothing is left to do for it.
+    pub fn is_quiet(&self) -> bool {
+        self.passes.is_empty() && self.queue.is_empty() && self.inbox.is_empty() && self.ctx.latch.halts().is_empty()
+    }
 }
 
 /// One run.
@@ -79,7 +87,7 @@ pub struct Sim {
     /// Agents that nobody has created yet.
     pub to_create: Vec<Record>,
     weights: Weights,
-    healing: bool,
+    pub healing: bool,
 }
 
 /// How likely each kind of step is against the others: slow watches, slow effects and slow passes meet different mistakes.
@@ -119,6 +127,11 @@ impl Sim {
             pokes: Vec::new(),
             log: Log::default(),
             oracle: Oracle::new(limits),
+            latches: BTreeMap::new(),
+            lane: Lane::default(),
+            engine: Engine::default(),
+            contained: BTreeSet::new(),
+            pids_given: 0,
             applied: Vec::new(),
         };
         Self {
@@ -152,6 +165,7 @@ impl Sim {
         });
         let woken = Arc::new(Mutex::new(Vec::new()));
         let ctx = Arc::new(self.context(id, epoch, &woken));
+        self.with(Truth::sweep_containers);
         for record in records.iter().filter(|record| record.kind == Kind::Agent) {
             ctx.take_into_fleet(record, validate(record).as_ref().ok());
         }
@@ -166,6 +180,7 @@ impl Sim {
             failures: BTreeMap::new(),
             passes: Vec::new(),
             inbox: VecDeque::new(),
+            record_at: Some(0),
         };
         controller.inbox.push_back(Message::Halts(self.readable_halts()));
         self.controllers.push(controller);
@@ -180,12 +195,19 @@ impl Sim {
         } else {
             self.limits
         };
+        let latch: Arc<Latch> = Arc::default();
+        let kept = self.with(|truth| {
+            truth.latches.insert(id, latch.clone());
+            truth.notes_read_at_start()
+        });
+        latch.note(&kept);
+        let latch = if self.with(|truth| truth.planted(Plant::LatchForgotten)) { Arc::default() } else { latch };
         Context {
             store: Arc::new(store(&self.truth)),
             world: Arc::new(FakeWorld { shared: self.truth.clone(), controller: id, store: store(&self.truth) }),
             fleet: Mutex::new(Fleet::new(limits)),
             epoch: Arc::new(move || Some(epoch)),
-            latch: Arc::default(),
+            latch,
             clock: Arc::new(move || clock.lock().unwrap().now()),
             journal: Journal::silent(),
             wake: Arc::new(move |key| woken.lock().unwrap().push(key)),
@@ -194,7 +216,11 @@ impl Sim {
     }
 
     pub fn readable_halts(&self) -> Option<Vec<HaltInForce>> {
-        self.halts_readable.then(|| self.halts.clone())
+        let records = self.with(|truth| {
+            let halts = truth.records.map.values().filter(|record| record.kind == Kind::Halt).filter_map(|record| record.halt().ok());
+            halts.map(|halt| in_force(halt.metadata.name.as_deref().unwrap_or_default(), &halt.spec)).collect::<Vec<_>>()
+        });
+        self.halts_readable.then(|| self.halts.iter().cloned().chain(records).collect())
     }
 
     /// The halts have changed: every controller hears of it some time.
@@ -212,6 +238,7 @@ impl Sim {
             truth.note(format!("controller {id} crashes"));
             truth.paused.remove(&id);
             truth.orphan_effects(id, all_land);
+            truth.lane_dies(id);
             if truth.planted(Plant::AcknowledgedWriteLost) {
                 for (key, record) in std::mem::take(&mut truth.records.previous) {
                     let version = truth.records.map.get(&key).and_then(|r| r.metadata.resource_version.clone());
@@ -248,6 +275,12 @@ impl Sim {
                 controller.queue.insert(key);
             }
         }
+        let kind = |change: &Change| match change {
+            Change::Applied(record) | Change::Deleted(record) => record.kind,
+        };
+        if changes.iter().any(|change| kind(change) == Kind::Halt) {
+            self.tell_halts();
+        }
         for id in crashes {
             self.crash(id, true);
         }
@@ -267,6 +300,10 @@ impl Sim {
             Choice::Hear(at) => self.hear(at),
             Choice::Effect(number) => self.with(|truth| truth.step_effect(number)),
             Choice::Cell(uid, run) => self.with(|truth| truth.step_cell(&uid, &run)),
+            Choice::Job(at) => self.with(|truth| truth.step_job(at)),
+            Choice::Init(run) => self.with(|truth| truth.step_init(&run)),
+            Choice::Kill(number) => self.with(|truth| truth.step_kill(number)),
+            Choice::Record(at) => self.begin_record(at),
         }
         if self.with(|truth| truth.rng.hits(60)) {
             let millis = self.with(|truth| 1 + truth.rng.below(400));
@@ -293,6 +330,7 @@ impl Sim {
     fn choices(&self) -> Vec<(u64, Choice)> {
         let mut choices = Vec::new();
         let weights = self.weights;
+        let elapsed = self.with(|truth| truth.elapsed);
         for (at, controller) in self.controllers.iter().enumerate().filter(|(_, controller)| !controller.paused) {
             choices.extend((0..controller.passes.len()).map(|pass| (weights.poll, Choice::Poll(at, pass))));
             let busy = |key: &&Key| controller.passes.iter().any(|(of, _)| of.as_ref() == Some(*key));
@@ -302,19 +340,30 @@ impl Sim {
             if !controller.inbox.is_empty() {
                 choices.push((weights.hear, Choice::Hear(at)));
             }
+            if controller.record_at.is_some_and(|due| due <= elapsed) && !controller.ctx.latch.halts().is_empty() {
+                choices.push((weights.begin, Choice::Record(at)));
+            }
         }
         self.with(|truth| {
             let silent = |controller: u32| truth.paused.contains(&controller);
             let live = truth.effects.iter().filter(|(_, p)| p.late || !silent(p.controller) || p.result.is_none() && p.part < 3);
             choices.extend(live.map(|(number, _)| (weights.effect, Choice::Effect(*number))));
             choices.extend(truth.due_cells().into_iter().map(|(uid, run)| (weights.cell, Choice::Cell(uid, run))));
+            choices.extend((0..truth.engine.jobs.len()).filter(|_| !truth.engine.down).map(|at| (weights.cell, Choice::Job(at))));
+            if truth.latches.keys().any(|id| !silent(*id)) {
+                choices.extend(truth.waiting_inits().into_iter().map(|run| (weights.cell, Choice::Init(run))));
+            }
+            let kills = truth.lane.kills.iter().filter(|(_, kill)| kill.owner.is_none_or(|owner| !silent(owner)));
+            choices.extend(kills.map(|(number, _)| (weights.hear, Choice::Kill(*number))));
         });
         choices
     }
 
     /// Nothing can happen now: on to the next moment at which something can.
     fn next_moment(&mut self) -> bool {
-        let timers = self.controllers.iter().filter(|c| !c.paused).flat_map(|c| c.timers.values().copied());
+        let awake = || self.controllers.iter().filter(|c| !c.paused);
+        let records = awake().filter(|c| !c.ctx.latch.halts().is_empty()).filter_map(|c| c.record_at);
+        let timers = awake().flat_map(|c| c.timers.values().copied()).chain(records);
         let next = timers.chain(self.with(|truth| truth.next_cell_at())).filter(|at| *at < u64::MAX).min();
         let Some(next) = next else { return false };
         let elapsed = self.with(|truth| truth.elapsed);
@@ -350,7 +399,10 @@ impl Sim {
         controller.passes.push((
             of,
             Box::pin(async move {
-                let result = reconcile(&key, &ctx).await;
+                let result = match key.kind {
+                    Kind::Agent => reconcile(&key, &ctx).await,
+                    Kind::Halt => reconcile_halt(&key, &ctx).await,
+                };
                 Done::Pass(key, result)
             }),
         ));
@@ -364,12 +416,35 @@ impl Sim {
         controller.passes.push((None, Box::pin(orphan_pass(ctx, epoch, early))));
     }
 
+    /// Begins to tell the store of a halt that is latched.
+    fn begin_record(&mut self, at: usize) {
+        let controller = &mut self.controllers[at];
+        let Some(note) = controller.ctx.latch.halts().into_iter().next() else { return };
+        controller.record_at = None;
+        controller.passes.push((None, Box::pin(record_pass(controller.ctx.clone(), self.truth.clone(), note))));
+    }
+
     fn poll(&mut self, at: usize, pass: usize) {
         let controller = &mut self.controllers[at];
         let mut cx = std::task::Context::from_waker(Waker::noop());
-        let Poll::Ready(done) = controller.passes[pass].1.as_mut().poll(&mut cx) else { return };
+        let halts = controller.ctx.latch.halts();
+        let polled = controller.passes[pass].1.as_mut().poll(&mut cx);
+        let left = controller.ctx.latch.halts();
+        for note in halts.iter().filter(|note| !left.contains(note)) {
+            if let Note::Halt { name, .. } = note {
+                self.truth.lock().unwrap().handed_over(controller.id, name);
+            }
+        }
+        let Poll::Ready(done) = polled else { return };
         drop(controller.passes.remove(pass));
-        let Done::Pass(key, result) = done else { return };
+        let (key, result) = match done {
+            Done::Pass(key, result) => (key, result),
+            Done::Orphans => return,
+            Done::Recorded => {
+                controller.record_at = Some(self.truth.lock().unwrap().elapsed + RECORD_MILLIS);
+                return;
+            }
+        };
         let next = match result {
             Ok(next) => {
                 controller.failures.remove(&key);
@@ -407,6 +482,7 @@ impl Sim {
         if pass < controller.passes.len() {
             let (key, future) = controller.passes.remove(pass);
             drop(future);
+            controller.record_at.get_or_insert(0);
             controller.queue.extend(key);
         }
     }
@@ -427,15 +503,18 @@ impl Sim {
                 controller.ctx.wake_all(woken);
             }
             Message::Change(Change::Applied(record)) => {
-                controller.ctx.take_watched(&record, validate(&record).as_ref().ok());
+                if record.kind == Kind::Agent {
+                    controller.ctx.take_watched(&record, validate(&record).as_ref().ok());
+                }
                 let lost = self.truth.lock().unwrap().lost_trigger();
                 if !controller.ctx.is_own_write(&record) && !lost {
                     controller.queue.insert(record.key());
                 }
             }
             Message::Change(Change::Deleted(record)) => {
-                let uid = super::store::uid_of(&record);
-                controller.ctx.drop_from_fleet(&uid);
+                if record.kind == Kind::Agent {
+                    controller.ctx.drop_from_fleet(&super::store::uid_of(&record));
+                }
                 controller.queue.insert(record.key());
             }
         }
@@ -447,67 +526,6 @@ impl Sim {
         for controller in &mut self.controllers {
             controller.queue.extend(keys.iter().cloned());
         }
-    }
-
-    /// Faults stop; everything must settle.
-    pub fn heal(&mut self) {
-        self.with(|truth| {
-            truth.note("faults stop".into());
-            truth.needs_resync |= truth.faults.trigger_lost > 0;
-        });
-        mischief::repair(self);
-        while self.with(|truth| truth.effects.values().any(|p| p.late)) {
-            let late = self.with(|truth| truth.effects.iter().find(|(_, p)| p.late).map(|(number, _)| *number));
-            self.with(|truth| truth.step_effect(late.expect("there is one")));
-        }
-        self.passes.clear();
-        self.healing = true;
-        let began = self.with(|truth| truth.elapsed);
-        if self.with(|truth| truth.needs_resync) {
-            self.resync();
-        }
-        for round in 0..2 {
-            self.settle();
-            if round == 0 {
-                self.begin_orphans(0);
-            }
-        }
-        let worst = self.passes.iter().max_by_key(|(_, passes)| **passes).map(|(key, passes)| (key.name.clone(), *passes));
-        let passes_max = HEAL_PASSES_MAX + (self.with(|truth| truth.elapsed) - began) / HEAL_PASS_MILLIS;
-        if let Some((name, passes)) = worst.filter(|(_, passes)| u64::from(*passes) > passes_max) {
-            self.with(|truth| truth.violate(format!("{name} needed {passes} passes to settle")));
-        }
-        self.with(oracle::at_the_end);
-    }
-
-    fn settle(&mut self) {
-        for _ in 0..HEAL_STEPS_MAX {
-            let quiet = self.controllers.iter().all(|c| c.passes.is_empty() && c.queue.is_empty() && c.inbox.is_empty());
-            let still = self.with(|truth| truth.effects.is_empty() && truth.pokes.is_empty() && truth.records.changes.is_empty());
-            if quiet && still && self.unsettled().is_empty() {
-                return;
-            }
-            if !self.step() {
-                break;
-            }
-        }
-        for text in self.unsettled() {
-            self.with(|truth| truth.violate(format!("did not settle: {text}")));
-        }
-    }
-
-    /// Agents that have not ended, and are not refused for a reason that stands.
-    fn unsettled(&self) -> Vec<String> {
-        self.with(|truth| {
-            let agents = truth.records.map.values().filter(|record| record.kind == Kind::Agent);
-            let open = agents.filter_map(|record| {
-                let status = status_of(record);
-                let cleaned = condition::is_true(&status.conditions, condition::CLEANED_UP);
-                let settled = ending(&status).is_some() && cleaned && record.metadata.deletion_timestamp.is_none();
-                (!settled && !truth.waits(record, 0)).then(|| format!("{} {:?} {:?}", record.key().name, status.phase, status.message))
-            });
-            open.collect()
-        })
     }
 }
 
@@ -524,25 +542,11 @@ enum Choice {
     Begin(usize, Key),
     Hear(usize),
     Effect(u64),
-    Cell(Uid, mosaic::api::names::RunId),
-}
-
-/// One pass over what has no record: the inventory first, then the records, so that nothing new counts as an orphan.
-async fn orphan_pass(ctx: Arc<Context>, epoch: Epoch, early_list: bool) -> Done {
-    let known = async || {
-        let (records, _) = ctx.store.list(Kind::Agent).await.ok()?;
-        Some(KnownRecords { uids: records.iter().map(super::store::uid_of).collect(), amnesia: false })
-    };
-    let before = if early_list { known().await } else { None };
-    if early_list {
-        super::store::slowly().await;
-    }
-    let Ok(inventory) = ctx.world.inventory().await else { return Done::Orphans };
-    let Some(known) = (if early_list { before } else { known().await }) else { return Done::Orphans };
-    for action in plan_orphans(&inventory, &known) {
-        if ctx.world.apply_orphan(epoch, action).await.is_err() {
-            break;
-        }
-    }
-    Done::Orphans
+    Cell(Uid, RunId),
+    /// The engine does a job.
+    Job(usize),
+    /// The init of a container that waits for its start.
+    Init(RunId),
+    Kill(u64),
+    Record(usize),
 }

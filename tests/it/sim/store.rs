@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use mosaic::api::names::Uid;
+use mosaic::plan::status::{Ending, ending};
 use mosaic::store::{Key, Kind, Record, Store, StoreError, StoreResult, Watch};
 use std::collections::BTreeMap;
 use std::task::Poll;
@@ -140,6 +141,26 @@ impl Truth {
         Ok(record)
     }
 
+    /// Whether an older copy of a record may come back: its name is free, and nobody has relied on its good end.
+    pub fn may_come_back(&self, uid: &Uid) -> bool {
+        let completed = |record: &Record| ending(&oracle::status_of(record)) == Some(Ending::Completed);
+        let older = &self.lane.older[uid];
+        let current = self.records.map.get(&older.key());
+        let taken = current.is_some_and(|record| uid_of(record) != *uid);
+        !taken && !current.is_some_and(completed) && !self.records.archive.get(uid).is_some_and(completed)
+    }
+
+    /// The store has an older copy of a record, as if nothing had been.
+    pub fn restore_record(&mut self, uid: &Uid) {
+        let mut record = self.lane.older[uid].clone();
+        record.metadata.resource_version = Some(self.records.next_version());
+        self.note(format!("an older copy of {uid} comes back"));
+        self.oracle.failed.remove(uid);
+        self.lane.restored.insert(uid.clone());
+        self.records.map.insert(record.key(), record.clone());
+        self.records.changes.push(Change::Applied(record));
+    }
+
     fn put_record(&mut self, record: Record, by: Option<u32>) {
         let key = record.key();
         let before = self.records.map.insert(key.clone(), record.clone());
@@ -152,6 +173,9 @@ impl Truth {
 
     fn remove_record(&mut self, record: &Record) {
         self.records.map.remove(&record.key());
+        if self.planted(Plant::NoteGoesWithRecord) {
+            self.lane.forgotten.insert(uid_of(record));
+        }
         self.records.changes.push(Change::Deleted(record.clone()));
         oracle::on_gone(self, record);
     }

@@ -1,13 +1,16 @@
 //! Ground truth: everything outside the controllers. Sandboxes, trees, tombstones, effects under way, the clock, and the log of what
 //! really happened. Nobody but the fakes, the scheduler and the oracle looks here.
 
+use super::engine::Engine;
 use super::faults::{Aim, Faults, Rng};
 use super::git::{Files, Git};
+use super::lane::Lane;
 use super::oracle::Oracle;
 use super::plants::Plant;
 use super::store::Records;
 use k8s_openapi::jiff::Timestamp;
 use mosaic::api::names::{CommitId, Epoch, Role, RunId, Uid};
+use mosaic::kill::latch::Latch;
 use mosaic::plan::action::{Action, ActionId, Effect};
 use mosaic::plan::observed::{AgentResult, EndCause, Failure, Outcome, RunEnd};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,8 +70,19 @@ pub struct Cell {
     pub next_at: u64,
     /// How many things are left to do before it ends.
     pub left: u32,
+    /// Its init as the kernel shows it; `None`: not shown yet.
+    pub pid: Option<Pid>,
+    /// It has its SIGKILL and is not dead yet.
+    pub dying: bool,
     /// Processes that go on writing after the reported end (planted bug only).
     pub writes_on: bool,
+}
+
+/// A process: its number may be another's later, its start never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pid {
+    pub number: u32,
+    pub started: u64,
 }
 
 /// Where a sandbox really is.
@@ -136,6 +150,8 @@ pub struct Pending {
     pub late: bool,
     /// When it was started, in elapsed milliseconds.
     pub begun_at: u64,
+    /// It is not wanted any more since before this part.
+    pub abandoned: Option<u32>,
 }
 
 /// The in-flight table of one controller; gone with it.
@@ -183,6 +199,14 @@ pub struct Truth {
     pub pokes: Vec<(Option<u32>, Uid)>,
     pub log: Log,
     pub oracle: Oracle,
+    /// What each controller that lives knows of kills and halts.
+    pub latches: BTreeMap<u32, Arc<Latch>>,
+    pub lane: Lane,
+    pub engine: Engine,
+    /// Names of the agents whose sandboxes are containers.
+    pub contained: BTreeSet<String>,
+    /// Processes that were ever started.
+    pub pids_given: u64,
     /// Names of the actions that were applied, in order.
     pub applied: Vec<&'static str>,
 }
@@ -251,6 +275,9 @@ impl Truth {
 
     /// A sandbox does its next thing: works, says something, or ends.
     pub fn step_cell(&mut self, uid: &Uid, run: &RunId) {
+        if self.cell(run).is_some_and(|cell| cell.dying) {
+            return self.end_cell(uid, run, EndCause::Stopped, None);
+        }
         if self.rng.hits(self.faults.sandbox_lost) {
             return self.end_cell(uid, run, EndCause::Lost("the host ended it".into()), None);
         }
@@ -334,6 +361,12 @@ impl Truth {
 
     /// Nothing of a sandbox runs any more.
     pub fn end_cell(&mut self, uid: &Uid, run: &RunId, cause: EndCause, result: Option<AgentResult>) {
+        self.end_vessel(run);
+        self.close_cell(uid, run, cause, result);
+    }
+
+    /// A sandbox counts as ended.
+    pub fn close_cell(&mut self, uid: &Uid, run: &RunId, cause: EndCause, result: Option<AgentResult>) {
         self.note(format!("{run} ended: {cause:?}"));
         let Some(cell) = self.bodies.get_mut(uid).and_then(|body| body.cells.get_mut(run)) else { return };
         cell.state = CellState::Ended(RunEnd { cause, duration_millis: 1000, output_tail: "output".into(), result });
@@ -351,6 +384,10 @@ impl Truth {
             let live: Vec<(Uid, RunId)> = live.filter(|(_, _, cell)| cell.runs()).map(|(uid, run, _)| (uid.clone(), run.clone())).collect();
             for (uid, run) in live {
                 self.end_cell(&uid, &run, EndCause::LeaseExpired, None);
+            }
+            for run in self.waiting_inits() {
+                self.end_vessel(&run);
+                self.conclude(&run, "nobody answered");
             }
         }
     }

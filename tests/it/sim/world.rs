@@ -6,11 +6,11 @@ use super::faults::Strike;
 use super::oracle;
 use super::plants::Plant;
 use super::store::{FakeStore, pause, slowly};
-use super::truth::{CellState, Pending, Shared, Truth};
+use super::truth::{Cell, CellState, Pending, Shared, Truth};
 use futures::future::BoxFuture;
 use mosaic::api::agent::Driver;
 use mosaic::api::condition::reason;
-use mosaic::api::names::{ANNOTATION_DISCARD, Epoch, FINALIZER, Role, Uid};
+use mosaic::api::names::{ANNOTATION_DISCARD, Epoch, FINALIZER, Role, RunId, Uid};
 use mosaic::effect::{EffectError, Subject, World};
 use mosaic::plan::action::{Action, ActionId, Effect};
 use mosaic::plan::observed::{Inventory, Look, Observed, SandboxSeen, SandboxState, WorkspaceSeen};
@@ -115,7 +115,10 @@ impl World for FakeWorld {
 
     fn apply<'a>(&'a self, subject: &'a Subject, effect: Effect) -> BoxFuture<'a, Result<(), EffectError>> {
         // A halt that is heard of from here on finds the start under way, and ends it.
-        let halted = self.with(|truth| oracle::is_halted(truth, self.controller, subject));
+        let halted = self.with(|truth| {
+            let latched = truth.lane.is_known(self.controller, &subject.uid);
+            latched || oracle::is_halted(truth, self.controller, subject)
+        });
         Box::pin(self.do_or_start(subject, effect, halted))
     }
 
@@ -123,6 +126,28 @@ impl World for FakeWorld {
         self.with(|truth| {
             let table = truth.tables.entry(self.controller).or_default();
             table.outcomes.retain(|(of, id), _| of != uid || !taken.contains(id));
+        });
+    }
+
+    fn abandon(&self, uid: &Uid) {
+        self.with(|truth| {
+            for pending in truth.effects.values_mut().filter(|p| p.controller == self.controller && p.effect.uid == *uid) {
+                let goes_on = match &pending.effect.action {
+                    Action::StopSandbox { .. } | Action::RemoveSandbox { .. } | Action::Rescue { .. } | Action::RemoveWorkspace => true,
+                    Action::Resolve
+                    | Action::EnsureSandbox { .. }
+                    | Action::TakeSnapshot { .. }
+                    | Action::Integrate { .. }
+                    | Action::Push { .. }
+                    | Action::AddFinalizer
+                    | Action::Archive
+                    | Action::RemoveFinalizer
+                    | Action::DeleteRecord => false,
+                };
+                if !goes_on && pending.abandoned.is_none() {
+                    pending.abandoned = Some(pending.part);
+                }
+            }
         });
     }
 
@@ -143,6 +168,7 @@ impl World for FakeWorld {
     fn inventory(&self) -> BoxFuture<'_, Result<Inventory, EffectError>> {
         Box::pin(async move {
             pause().await;
+            self.with(Truth::sweep_containers);
             self.with(|truth| match truth.look_sandboxes(None) {
                 Look::Unknown(why) => Err(EffectError::Failed(why)),
                 Look::Seen(sandboxes) => {
@@ -184,21 +210,43 @@ impl Truth {
             }
             return Look::Unknown("the driver does not answer".into());
         }
+        let mut unseen = BTreeSet::new();
+        for run in self.hidden_runs(uid) {
+            match self.may_come(&run) {
+                Ok(true) => {}
+                Ok(false) if self.planted(Plant::NoSuchContainerBelieved) => drop(unseen.insert(run)),
+                Ok(false) => self.conclude(&run, "no container came of it"),
+                Err(_) if self.planted(Plant::ReleasedOnUnknown) => drop(unseen.insert(run)),
+                // Of all, one that cannot be looked at is told as about to start.
+                Err(_) if uid.is_none() => {}
+                Err(why) => return Look::Unknown(why),
+            }
+        }
         let blind = self.planted(Plant::GateSandboxesUnseen);
         let bodies = self.bodies.iter().filter(|(of, _)| uid.is_none_or(|uid| uid == *of));
         let cells = bodies.flat_map(|(_, body)| body.cells.iter());
-        let seen = cells.filter(|(run, _)| !(blind && matches!(run.role, Role::Gate { .. }))).map(|(run, cell)| SandboxSeen {
-            run: run.clone(),
-            driver: Driver::Process,
-            id: run.to_string(),
-            isolation: Vec::new(),
-            state: match &cell.state {
-                CellState::Preparing => SandboxState::Preparing,
-                CellState::Running { since, sign } => SandboxState::Running { since: *since, last_sign_at: *sign, progress: None },
-                CellState::Ended(end) => SandboxState::Ended(end.clone()),
-            },
-        });
+        let seen =
+            cells.filter(|(run, _)| !unseen.contains(*run) && !(blind && matches!(run.role, Role::Gate { .. }))).map(|(run, cell)| {
+                SandboxSeen {
+                    run: run.clone(),
+                    driver: if self.is_contained(&run.uid) { Driver::Docker } else { Driver::Process },
+                    id: run.to_string(),
+                    isolation: Vec::new(),
+                    state: match &cell.state {
+                        CellState::Preparing => SandboxState::Preparing,
+                        CellState::Running { since, sign } => SandboxState::Running { since: *since, last_sign_at: *sign, progress: None },
+                        CellState::Ended(end) => SandboxState::Ended(end.clone()),
+                    },
+                }
+            });
         Look::Seen(seen.collect())
+    }
+
+    /// Containers whose init the kernel has not shown.
+    fn hidden_runs(&self, uid: Option<&Uid>) -> Vec<RunId> {
+        let bodies = self.bodies.iter().filter(|(of, _)| uid.is_none_or(|uid| uid == *of) && self.is_contained(of));
+        let hidden = |cell: &&Cell| cell.state == CellState::Preparing && cell.pid.is_none();
+        bodies.flat_map(|(_, body)| &body.cells).filter(|(_, cell)| hidden(cell)).map(|(run, _)| run.clone()).collect()
     }
 
     fn look_workspace(&mut self, uid: &Uid) -> Look<Option<WorkspaceSeen>> {
@@ -253,6 +301,7 @@ impl Truth {
             result: None,
             late: false,
             begun_at: self.elapsed,
+            abandoned: None,
         };
         self.effects.insert(number, pending);
     }
