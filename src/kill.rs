@@ -74,7 +74,7 @@ impl Killer {
                 receipts.halt = Some(name.clone());
             }
             // What is being started at this moment meets it at its gate.
-            self.note(&[halt.clone()]);
+            self.note(std::slice::from_ref(&halt));
             notes.push(halt);
         }
         let mut books: BTreeMap<Uid, Book> = BTreeMap::new();

@@ -136,6 +136,10 @@ fn every_field_of_a_spec_says_the_same_however_it_comes() {
                 assert_eq!(world.named(admitted["message"].as_str().unwrap()), text, "{}: applied", case["name"]);
                 let (status, answer) = world.mosaic.call("DELETE", &format!("/agents/{uid}"), None);
                 assert!(status == 200 || status == 202, "{answer}");
+                crate::e2e::harness::eventually("its record to go", || {
+                    let (_, all) = world.mosaic.call("GET", "/agents?name=bad-input", None);
+                    all["items"] == json!([])
+                });
                 return format!("Admitted=False: {text}");
             }
             assert_eq!(world.named(&said(&applied)), text, "{}: applied over HTTP", case["name"]);
