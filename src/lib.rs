@@ -30,12 +30,13 @@
 //! | [`store`] | where it is kept | the Kubernetes API contract in small; keepers `embedded` and `valkey`; leases |
 //! | [`plan`] | what to do next | pure: lifecycle, teardown, fleet, gates, retries, orphans, invariants |
 //! | [`effect`] | doing it | `World`: look and do; one arm per action; the in-flight table |
+//! | [`kill`] | ending, whatever else is stuck | latch, SIGKILL by every path, a look, receipts; asks neither store nor engine nor controller |
 //! | [`sandbox`] | where agents run | `Sandbox`: ensure, observe, stop, remove; drivers `process` and `docker`, `runs` what they share |
 //! | [`workspace`] | what agents work on | the one place that runs `git` is `workspace::remote` |
 //! | [`gates`], [`tools`] | what judges, with which tools | definitions come from the trusted branch only |
 //! | [`audit`], [`journal`] | what happened | append-only, chained; intent before each effect, outcome after |
 //! | [`controller`] | again and again | triggers, one queue, one pass |
-//! | [`server`], [`client`], [`cli`] | front door | read and write records through `Store`; never touch a sandbox |
+//! | [`server`], [`client`], [`cli`] | front door | read and write records through `Store`; a kill goes to the lane first; never touch a sandbox otherwise |
 //! | [`up`], [`heap`], [`doctor`] | all of it together | the wiring of `mosaic up`; what its memory costs; what a host can do |
 //! | [`inside`] | inside a sandbox | `mosaic-init`, PID 1; shares only `inside::wire` with the rest |
 //!

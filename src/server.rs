@@ -1,8 +1,9 @@
-//! FRONT DOOR: HTTP on a loopback address. It reads and writes records through `Store` and never touches a sandbox.
+//! FRONT DOOR: HTTP on a loopback address. It reads and writes records through `Store`; only a kill, by the lane, touches a sandbox.
 //!
 //! Flow of a request: connection (capped, header time limited) -> Host and token checked (`auth`) -> time limit -> route -> answer, or
 //! problem details (`error`). What the store does not know (diffs, logs, queue order, readiness) comes in as closures of `ServerState`.
-//! Nothing is decided here about agents: a kill is a deletion that the controller carries out, and the answer says what was seen of it.
+//! Nothing is decided here about agents: a kill is the lane's work and then a deletion that the controller carries out, and the answer says
+//! what was seen of both.
 
 pub mod agents;
 pub mod auth;

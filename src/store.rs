@@ -240,3 +240,14 @@ fn is_about(record: &Record, wanted: &str) -> bool {
     let metadata = &record.metadata;
     [metadata.uid.as_deref(), metadata.name.as_deref(), record.spec["taskId"].as_str()].contains(&Some(wanted))
 }
+
+/// Runs what blocks for a keeper; `what` is told when its thread breaks.
+pub(crate) async fn on_blocking_thread<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> StoreResult<T> + Send + 'static,
+) -> StoreResult<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(source) => Err(StoreError::Unavailable { what: what.to_owned(), source: Some(Box::new(source)) }),
+    }
+}

@@ -4,17 +4,14 @@
 use super::Killer;
 use super::admin::{PATH_KILL, PATH_PING, SOCKET_ADMIN};
 use super::receipt::{KillRequest, Receipts};
+use crate::sandbox::link::bind_in;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
@@ -40,7 +37,7 @@ impl Lane {
     /// # Errors
     /// The socket cannot be bound or no thread made: a controller without a lane must not start.
     pub fn start(killer: Killer) -> io::Result<Self> {
-        let listener = bind(&killer.state)?;
+        let listener = bind_in(&killer.state, SOCKET_ADMIN, 0o600)?;
         let killer = Arc::new(killer);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (quit, quitting) = oneshot::channel::<()>();
@@ -82,21 +79,6 @@ fn kill(killer: Arc<Killer>, request: KillRequest) -> io::Result<oneshot::Receiv
         let _ = told.send(killer.kill(&request));
     })?;
     Ok(answer)
-}
-
-fn bind(state: &Path) -> io::Result<UnixListener> {
-    let folder = File::open(state)?;
-    let path = |name: &str| format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
-    let draft = path("admin.new");
-    match std::fs::remove_file(&draft) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&draft)?;
-    listener.set_nonblocking(true)?;
-    std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&draft, path(SOCKET_ADMIN))?;
-    Ok(listener)
 }
 
 async fn accept(killer: Arc<Killer>, listener: UnixListener) {

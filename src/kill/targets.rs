@@ -3,7 +3,7 @@
 use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
 use crate::inside::wire::{FILE_CONTAINER, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_WAIT, Identity};
-use crate::sandbox::folder::{MadeContainer, RunFolder, StoredSpec};
+use crate::sandbox::folder::{RunFolder, StoredSpec};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,6 @@ pub struct Target {
     pub folder: RunFolder,
     /// Its control groups.
     pub groups: Vec<PathBuf>,
-    /// Its container, once the engine has answered.
-    pub container: Option<MadeContainer>,
 }
 
 impl Target {
@@ -109,9 +107,8 @@ fn read(path: PathBuf) -> Result<Option<Target>, String> {
         let holds_something = folder.is_held().map_err(|e| e.to_string())?;
         return if holds_something { Err("something runs there, and its intent cannot be read".to_owned()) } else { Ok(None) };
     };
-    let container = folder.read(FILE_CONTAINER).map_err(|e| e.to_string())?;
     let mut groups = spec.launch.limits.groups;
     groups.extend(folder.groups().map_err(|e| e.to_string())?);
     let agent = if spec.agent.is_empty() { spec.run.uid.to_string() } else { spec.agent };
-    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups, container }))
+    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups }))
 }

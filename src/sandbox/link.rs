@@ -33,6 +33,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -228,10 +229,18 @@ impl Shared {
     }
 }
 
-/// Binds through a descriptor of the folder: the path of a socket may have 108 bytes only.
+/// init connects as the sandbox's user; nobody else passes the folders above.
 fn bind(folder: &RunFolder, name: &str) -> io::Result<UnixListener> {
-    let control = File::open(folder.path().join(FOLDER_CONTROL))?;
-    let path = |name: &str| format!("/proc/self/fd/{}/{name}", control.as_raw_fd());
+    bind_in(&folder.path().join(FOLDER_CONTROL), name, 0o666)
+}
+
+/// Binds a socket in a folder, in the place of one that is there, through a descriptor of the folder: the path of a socket may have 108 bytes
+/// only. One caller per folder at a time.
+/// # Errors
+/// The folder is not there, or the file system refuses.
+pub(crate) fn bind_in(folder: &Path, name: &str, mode: u32) -> io::Result<UnixListener> {
+    let folder = File::open(folder)?;
+    let path = |name: &str| format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
     let temporary = path("new.sock");
     match std::fs::remove_file(&temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -239,8 +248,7 @@ fn bind(folder: &RunFolder, name: &str) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(&temporary)?;
     listener.set_nonblocking(true)?;
-    // init connects as the sandbox's user; nobody else passes the folders above.
-    std::fs::set_permissions(&temporary, Permissions::from_mode(0o666))?;
+    std::fs::set_permissions(&temporary, Permissions::from_mode(mode))?;
     std::fs::rename(&temporary, path(name))?;
     Ok(listener)
 }

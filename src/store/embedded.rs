@@ -12,7 +12,7 @@ mod tables;
 mod watcher;
 mod writer;
 
-use super::{Key, Kind, Listing, Record, Store, StoreError, StoreResult, Watch, admission};
+use super::{Key, Kind, Listing, Record, Store, StoreError, StoreResult, Watch, admission, on_blocking_thread};
 use crate::api::names::{Epoch, Uid};
 use file::{Failure, File};
 use futures::future::BoxFuture;
@@ -23,6 +23,9 @@ use std::time::Duration;
 use tables::Snapshot;
 use tokio::sync::{mpsc, oneshot, watch};
 use writer::{Job, Op};
+
+/// What is told of a call whose thread broke.
+const BLOCKING_CALL: &str = "run a blocking store call";
 
 /// Most writes that wait for the writer thread; further ones wait before the queue, at most [`ANSWER_WAIT_MAX`].
 pub const WRITE_QUEUE_MAX: usize = 1024;
@@ -127,13 +130,13 @@ impl EmbeddedStore {
         look: impl FnOnce(&Snapshot) -> Result<T, Failure> + Send + 'static,
     ) -> StoreResult<T> {
         let shared = Arc::clone(&self.shared);
-        on_blocking_thread(move || shared.file.read(what, look)).await
+        on_blocking_thread(BLOCKING_CALL, move || shared.file.read(what, look)).await
     }
 
     /// Runs the slow checks of a write off the async threads, with the stored record that it is about.
     async fn checked(&self, mut record: Record, check: fn(&mut Record, &Record) -> StoreResult<()>) -> StoreResult<Record> {
         let shared = Arc::clone(&self.shared);
-        on_blocking_thread(move || {
+        on_blocking_thread(BLOCKING_CALL, move || {
             let key = record.key();
             admission::check_key(&key)?;
             let old = shared.file.read("read a record", |snapshot| snapshot.get(&key))?;
@@ -154,13 +157,6 @@ impl Drop for EmbeddedStore {
         }
         self.shared.file.close();
         self.shared.committed.send_modify(|_| ());
-    }
-}
-
-async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> StoreResult<T> + Send + 'static) -> StoreResult<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(source) => Err(StoreError::Unavailable { what: "run a blocking store call".to_owned(), source: Some(Box::new(source)) }),
     }
 }
 
@@ -192,7 +188,7 @@ impl Store for EmbeddedStore {
     fn create(&self, record: Record) -> BoxFuture<'_, StoreResult<Record>> {
         Box::pin(async move {
             let mut record = record;
-            let record = on_blocking_thread(move || admission::check_create(&mut record).map(|()| record)).await?;
+            let record = on_blocking_thread(BLOCKING_CALL, move || admission::check_create(&mut record).map(|()| record)).await?;
             self.write_record(Op::Create(record)).await
         })
     }

@@ -24,7 +24,7 @@ pub use address::ValkeyUrl;
 pub use lease::ValkeyLease;
 pub use open::{Durability, ValkeyOptions};
 
-use super::{Key, Kind, Listing, Record, Store, StoreError, StoreResult, Watch, admission};
+use super::{Key, Kind, Listing, Record, Store, StoreError, StoreResult, Watch, admission, on_blocking_thread};
 use crate::api::names::Uid;
 use admission::Change;
 use changes::Position;
@@ -139,7 +139,8 @@ impl Shared {
     }
 
     async fn create(&self, mut record: Record) -> StoreResult<Record> {
-        let record = on_blocking_thread(move || admission::check_create(&mut record).map(|()| record)).await?;
+        let record =
+            on_blocking_thread("run the checks of a record", move || admission::check_create(&mut record).map(|()| record)).await?;
         let record = admission::create(record, Timestamp::now());
         let uid = record.metadata.uid.clone().unwrap_or_default();
         let args = vec![uid.into(), head_of(&record).into(), task_field(&record).into()];
@@ -149,7 +150,9 @@ impl Shared {
     async fn replace(&self, mut record: Record) -> StoreResult<Record> {
         let old = self.must_get(&record.key()).await?;
         let looked_at = old.clone();
-        let record = on_blocking_thread(move || admission::check_replace(&mut record, &looked_at).map(|()| record)).await?;
+        let record =
+            on_blocking_thread("run the checks of a record", move || admission::check_replace(&mut record, &looked_at).map(|()| record))
+                .await?;
         let change = admission::replace(&old, record)?;
         self.apply("replace a record", &old, change).await
     }
@@ -252,13 +255,6 @@ impl ValkeyStore {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
-    }
-}
-
-async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> StoreResult<T> + Send + 'static) -> StoreResult<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(source) => Err(StoreError::Unavailable { what: "run the checks of a record".to_owned(), source: Some(Box::new(source)) }),
     }
 }
 

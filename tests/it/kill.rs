@@ -4,6 +4,7 @@ mod conditions;
 mod latch;
 
 use crate::e2e::harness::{Mosaic, Remote, condition, gates, program, sandbox_pids, task};
+use mosaic::kill::matrix::{self, Mode};
 use serde_json::Value;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -150,4 +151,16 @@ fn kill_all_holds_everything_until_it_is_released_and_restarts_nothing() {
         assert_eq!(view(&mosaic, uid)["state"], "killed");
     }
     assert_eq!(remote.agent_refs().len(), 1, "only what was spawned later was pushed");
+}
+
+#[test]
+fn security_page_has_the_matrix_of_the_code() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/SECURITY.md")).unwrap();
+    let row = |name: &str, cells: &mut dyn Iterator<Item = String>| format!("| {name} | {} |", cells.collect::<Vec<_>>().join(" | "));
+    let head = row("Path", &mut Mode::ALL.iter().map(|mode| mode.as_str().to_owned()));
+    assert!(page.contains(&head), "{head}");
+    for path in matrix::Path::ALL {
+        let row = row(path.as_str(), &mut Mode::ALL.iter().map(|mode| matrix::words(matrix::reach(*mode, path))));
+        assert!(page.contains(&row), "{row}");
+    }
 }

@@ -1,7 +1,7 @@
 //! A list that is told record by record, from one snapshot: a blocking thread reads a little ahead of whoever listens.
 
-use super::{Shared, on_blocking_thread};
-use crate::store::{Kind, Listing, StoreError, StoreResult};
+use super::{BLOCKING_CALL, Shared};
+use crate::store::{Kind, Listing, StoreError, StoreResult, on_blocking_thread};
 use futures::StreamExt;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -14,7 +14,7 @@ const AHEAD_MAX: usize = 32;
 pub(super) async fn stream(shared: Arc<Shared>, kind: Kind) -> StoreResult<(Listing, u64)> {
     let (version_sender, version) = oneshot::channel();
     let (records_sender, records) = mpsc::channel(AHEAD_MAX);
-    let reading = on_blocking_thread(move || {
+    let reading = on_blocking_thread(BLOCKING_CALL, move || {
         let read = shared.file.read("list records", |snapshot| {
             // Who no longer listens needs no more.
             let _ = version_sender.send(snapshot.last_version()?);

@@ -1,7 +1,7 @@
 //! A watch: a cursor in the table of changes that waits for commits. It holds nobody up and keeps one small part in memory.
 
-use super::{Shared, on_blocking_thread};
-use crate::store::{Kind, StoreError, StoreResult, Watch, WatchEvent};
+use super::{BLOCKING_CALL, Shared};
+use crate::store::{Kind, StoreError, StoreResult, Watch, WatchEvent, on_blocking_thread};
 use futures::StreamExt;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl Watcher {
 
     async fn look(&mut self) -> StoreResult<()> {
         let (shared, kind, from) = (Arc::clone(&self.shared), self.kind, self.cursor);
-        let changes = on_blocking_thread(move || {
+        let changes = on_blocking_thread(BLOCKING_CALL, move || {
             shared.file.read("read changes", |snapshot| {
                 // Floor and changes come from one snapshot: none can be forgotten between the two looks.
                 let is_kept = snapshot.changes_floor()? <= from;
