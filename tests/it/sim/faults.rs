@@ -94,7 +94,7 @@ impl Faults {
     pub fn of(rng: &mut Rng) -> Self {
         // Most runs have no kills: those with many have little else.
         let mut killing = |share: u64, most: u64| if rng.hits(share) { 1 + rng.below(most) } else { 0 };
-        let (kill, kill_all) = (killing(350, 8), killing(120, 2));
+        let (kill, kill_all) = (killing(400, 20), killing(120, 2));
         let mut rate = |most: u64| if rng.hits(550) { 1 + rng.below(most) } else { 0 };
         Self {
             store_down: rate(60),
