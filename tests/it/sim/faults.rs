@@ -136,6 +136,19 @@ pub enum Strike {
     ReplyLost,
     /// The controller crashes at once, and the effect is done later, beside its successor.
     CrashAndLand,
+    /// The lane kills the agent.
+    Kill(Moment),
+}
+
+/// When the lane kills, as seen from an effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// It was let through, and has not begun.
+    Before,
+    /// It has done so many of its parts; with every second one the engine has done a job.
+    During(u32),
+    /// It is done, and nobody has heard of it.
+    After,
 }
 
 /// A fault aimed at one effect.

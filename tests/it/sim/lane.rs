@@ -239,6 +239,14 @@ impl Truth {
         silent.iter().for_each(|uid| oracle::lane::on_receipt(self, uid, &kill.there));
     }
 
+    /// A whole kill at once, by a controller's lane.
+    pub fn kill_now(&mut self, owner: u32, uid: &Uid) {
+        let number = self.begin_kill(Some(owner), Some(uid.clone()), false);
+        while self.lane.kills.contains_key(&number) {
+            self.step_kill(number);
+        }
+    }
+
     /// What has a folder, is meant and was not struck yet; noted before anything is signalled.
     fn find(&mut self, number: u64, kill: &mut Kill) {
         kill.sweeps += 1;

@@ -214,6 +214,9 @@ fn seeds_until_caught(plant: Plant) -> Option<(u64, String)> {
             // It needs a kill within moments of a start, which whole fleets meet too seldom.
             violations.extend(super::sweep::kill_at_the_start(seed, Some(plant)));
         }
+        if plant == Plant::QueuedPushBegun {
+            violations.extend(super::sweep::kill_at_the_push(seed, Some(plant)));
+        }
         violations.first().map(|text| (seed + 1, text.clone()))
     })
 }
