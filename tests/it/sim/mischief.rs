@@ -378,10 +378,12 @@ pub fn repair(sim: &mut Sim) {
 }
 
 impl Truth {
-    /// Agents that are being pushed or judged, or of which something ended is left: where a kill meets most.
+    /// Agents that are being pushed or judged, whose container has not shown itself, or of which something ended is left: where a kill
+    /// meets most.
     fn delicate(&self) -> Vec<Uid> {
         let pushed = |uid: &Uid| self.effects.values().any(|p| p.effect.uid == *uid && matches!(p.effect.action, Action::Push { .. }));
-        let tender = |(run, cell): (&RunId, &Cell)| run.role != Role::Agent || matches!(cell.state, CellState::Ended(_));
+        let tender =
+            |(run, cell): (&RunId, &Cell)| run.role != Role::Agent || cell.pid.is_none() || matches!(cell.state, CellState::Ended(_));
         let bodies = self.bodies.iter().filter(|(uid, body)| pushed(uid) || body.cells.iter().any(tender));
         bodies.map(|(uid, _)| uid.clone()).collect()
     }
