@@ -209,7 +209,7 @@ impl Truth {
         if self.bodies.get(&run.uid).is_some_and(|body| body.tombstones.contains(run)) {
             return Some("it was stopped before it started");
         }
-        let Some(latch) = self.latches.get(&by).filter(|_| !self.planted(Plant::GateGrantsLatched)) else { return None };
+        let latch = self.latches.get(&by).filter(|_| !self.planted(Plant::GateGrantsLatched))?;
         let latched = latch.killed(&run.uid).is_some() || latch.halted("default").is_some();
         latched.then_some("its agent was killed, or everything is halted")
     }

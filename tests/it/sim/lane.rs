@@ -136,7 +136,7 @@ impl Truth {
         // What is being started at this moment meets it at its gate.
         let mut loose = Vec::new();
         if let Some(halt) = halt.clone() {
-            self.note_in_memory(owner, &[halt.clone()]);
+            self.note_in_memory(owner, std::slice::from_ref(&halt));
             loose.push(halt);
         }
         let kill = Kill {

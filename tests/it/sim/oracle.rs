@@ -405,7 +405,10 @@ pub fn on_orphan(truth: &mut Truth, action: &OrphanAction) {
 /// How each agent ended, for the report.
 pub fn endings(truth: &Truth) -> Vec<String> {
     let agents = truth.records.map.values().filter(|record| record.kind == Kind::Agent).chain(truth.records.archive.values());
-    agents.map(status_of).map(|s| format!("{:?} {}", s.phase.unwrap_or_default(), s.reason.unwrap_or_default())).collect()
+    let ends = agents.map(status_of).map(|s| format!("{:?} {}", s.phase.unwrap_or_default(), s.reason.unwrap_or_default()));
+    let receipts = truth.lane.receipts.iter().flat_map(|(verdict, count)| (0..*count).map(move |_| format!("receipt {verdict}")));
+    let lies = (0..truth.engine.lies).map(|_| "lie of the engine".to_owned());
+    ends.chain(receipts).chain(lies).chain(truth.lane.restored.iter().map(|_| "came back by an older store".to_owned())).collect()
 }
 
 /// Everything has settled: compares the world with the records.

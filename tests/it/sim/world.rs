@@ -230,7 +230,7 @@ impl Truth {
         let bodies = self.bodies.iter().filter(|(of, _)| uid.is_none_or(|uid| uid == *of));
         let cells = bodies.flat_map(|(_, body)| body.cells.iter());
         let seen =
-            cells.filter(|(run, _)| !unseen.contains(*run) && !(blind && matches!(run.role, Role::Gate { .. }))).map(|(run, cell)| {
+            cells.filter(|(run, _)| !(unseen.contains(*run) || blind && matches!(run.role, Role::Gate { .. }))).map(|(run, cell)| {
                 SandboxSeen {
                     run: run.clone(),
                     driver: if self.is_contained(&run.uid) { Driver::Docker } else { Driver::Process },
