@@ -119,8 +119,8 @@ impl Faults {
             undying: rate(300),
             disk_stuck: rate(200),
             engine_hangs: rate(15),
-            engine_silent: rate(150),
-            engine_lies: rate(150),
+            engine_silent: rate(300),
+            engine_lies: rate(500),
         }
     }
 }
