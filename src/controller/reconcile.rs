@@ -391,11 +391,12 @@ fn is_halted(ctx: &Context, subject: &Subject) -> bool {
 
 fn starts_something(action: &Action) -> bool {
     match action {
-        Action::Resolve | Action::EnsureSandbox { .. } | Action::Integrate { .. } | Action::Push { .. } => true,
+        Action::Resolve | Action::EnsureSandbox { .. } | Action::TakeSnapshot { .. } | Action::Integrate { .. } | Action::Push { .. } => {
+            true
+        }
         Action::AddFinalizer
         | Action::StopSandbox { .. }
         | Action::RemoveSandbox { .. }
-        | Action::TakeSnapshot { .. }
         | Action::Rescue { .. }
         | Action::RemoveWorkspace
         | Action::Archive

@@ -1,5 +1,6 @@
 //! Simulation: the real `reconcile()` over a fake store and a fake world, driven by a seed. See `scheduler` for what it does, `oracle`
-//! for what must hold, `plants` for the proof that the oracle sees, `sweep` for a crash at every effect.
+//! for what must hold, `plants` for the proof that the oracle sees, `sweep` for a crash and a kill at every effect. The latch, the hand-over of
+//! its halts and the judgement of a receipt are the real ones as well; the kill lane (`lane`) and container engines (`engine`) are fakes.
 //!
 //! `MOSAIC_SIM_SEEDS` sets how many seeds are run and `MOSAIC_SIM_FROM` the first; `MOSAIC_SIM_SEED` runs a single one and prints its log.
 

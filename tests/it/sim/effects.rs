@@ -31,8 +31,8 @@ impl Truth {
             return self.reply_effect(number);
         }
         // What had not begun never does; what had, is broken off if that can still be done.
-        let begun = pending.abandoned.is_some_and(|part| part > 0) || self.planted(Plant::QueuedPushBegun);
-        if pending.abandoned.is_some() && pending.part <= 1 && (!begun || self.rng.hits(500)) {
+        let unwanted = pending.abandoned.filter(|_| pending.part <= 1 && !self.planted(Plant::QueuedPushBegun));
+        if unwanted.is_some_and(|since| since == 0 || self.rng.hits(500)) {
             let failed = failure(self, reason::KILLED, "broken off: its agent has ended");
             return self.end_effect(number, Err(failed));
         }

@@ -94,7 +94,7 @@ impl Faults {
     pub fn of(rng: &mut Rng) -> Self {
         // Most runs have no kills: those with many have little else.
         let mut killing = |share: u64, most: u64| if rng.hits(share) { 1 + rng.below(most) } else { 0 };
-        let (kill, kill_all) = (killing(350, 8), killing(120, 2));
+        let (kill, kill_all) = (killing(400, 20), killing(120, 2));
         let mut rate = |most: u64| if rng.hits(550) { 1 + rng.below(most) } else { 0 };
         Self {
             store_down: rate(60),
@@ -119,8 +119,8 @@ impl Faults {
             undying: rate(300),
             disk_stuck: rate(200),
             engine_hangs: rate(15),
-            engine_silent: rate(150),
-            engine_lies: rate(150),
+            engine_silent: rate(300),
+            engine_lies: rate(500),
         }
     }
 }
@@ -136,6 +136,19 @@ pub enum Strike {
     ReplyLost,
     /// The controller crashes at once, and the effect is done later, beside its successor.
     CrashAndLand,
+    /// The lane kills the agent.
+    Kill(Moment),
+}
+
+/// When the lane kills, as seen from an effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// It was let through, and has not begun.
+    Before,
+    /// It has done so many of its parts; with every second one the engine has done a job.
+    During(u32),
+    /// It is done, and nobody has heard of it.
+    After,
 }
 
 /// A fault aimed at one effect.

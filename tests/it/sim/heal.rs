@@ -22,6 +22,9 @@ impl Sim {
             truth.needs_resync |= truth.faults.trigger_lost > 0;
         });
         mischief::repair(self);
+        while let Some(number) = self.with(|truth| truth.lane.kills.keys().next().copied()) {
+            self.with(|truth| truth.step_kill(number));
+        }
         while self.with(|truth| truth.effects.values().any(|p| p.late)) {
             let late = self.with(|truth| truth.effects.iter().find(|(_, p)| p.late).map(|(number, _)| *number));
             self.with(|truth| truth.step_effect(late.expect("there is one")));

@@ -62,6 +62,8 @@ pub struct Kill {
     /// Everything that was there and meant, whether or not it was found.
     there: BTreeSet<RunId>,
     verdicts: BTreeMap<Uid, Verdict>,
+    /// Of whom there was a receipt.
+    told: BTreeSet<Uid>,
 }
 
 /// One run that is being killed.
@@ -149,6 +151,7 @@ impl Truth {
             barren: false,
             there: BTreeSet::new(),
             verdicts: BTreeMap::new(),
+            told: BTreeSet::new(),
         };
         self.lane.kills.insert(number, kill);
         // Nobody is woken by a file: the regular look finds what a command line has noted.
@@ -229,6 +232,18 @@ impl Truth {
         let is_over = kill.todo.is_empty() && kill.found.is_empty() && (kill.meant.is_some() || kill.barren || kill.sweeps >= SWEEPS_MAX);
         if !is_over {
             self.lane.kills.insert(number, kill);
+            return;
+        }
+        // Of whom nothing is told, nothing was found: that is said as well.
+        let silent: BTreeSet<Uid> = kill.there.iter().map(|run| run.uid.clone()).filter(|uid| !kill.told.contains(uid)).collect();
+        silent.iter().for_each(|uid| oracle::lane::on_receipt(self, uid, &kill.there));
+    }
+
+    /// A whole kill at once, by a controller's lane.
+    pub fn kill_now(&mut self, owner: u32, uid: &Uid) {
+        let number = self.begin_kill(Some(owner), Some(uid.clone()), false);
+        while self.lane.kills.contains_key(&number) {
+            self.step_kill(number);
         }
     }
 
@@ -340,6 +355,7 @@ impl Truth {
         }
         if kill.found.is_empty() {
             for (uid, verdict) in std::mem::take(&mut kill.verdicts) {
+                kill.told.insert(uid.clone());
                 if verdict == Verdict::DeadVerified {
                     oracle::lane::on_receipt(self, &uid, &kill.there);
                 }

@@ -2,10 +2,11 @@
 
 use super::faults::{Case, Faults};
 use super::scheduler::Sim;
-use super::truth::{Behaviour, Truth};
+use super::truth::{Behaviour, Cell, CellState, Truth};
 use mosaic::api::condition::{self, reason};
-use mosaic::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Uid};
+use mosaic::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Role, RunId, Uid};
 use mosaic::api::validate::validate;
+use mosaic::plan::action::Action;
 use mosaic::plan::fleet::{FleetLimits, HaltInForce};
 use mosaic::plan::status::{Ending, ending};
 use mosaic::store::{Key, Kind, Record};
@@ -254,7 +255,7 @@ fn kill(sim: &mut Sim, all: bool) {
     let awake: Vec<Option<u32>> = sim.controllers.iter().filter(|c| !c.paused).map(|c| Some(c.id)).chain([None]).collect();
     sim.with(|truth| {
         let owner = *truth.rng.pick(&awake);
-        let uids: Vec<Uid> = truth.bodies.keys().cloned().collect();
+        let uids = if truth.rng.hits(500) { truth.delicate() } else { truth.bodies.keys().cloned().collect() };
         let hold = truth.rng.hits(200);
         if all {
             truth.begin_kill(owner, None, hold);
@@ -377,6 +378,16 @@ pub fn repair(sim: &mut Sim) {
 }
 
 impl Truth {
+    /// Agents that are being pushed or judged, whose container has not shown itself, or of which something ended is left: where a kill
+    /// meets most.
+    fn delicate(&self) -> Vec<Uid> {
+        let pushed = |uid: &Uid| self.effects.values().any(|p| p.effect.uid == *uid && matches!(p.effect.action, Action::Push { .. }));
+        let tender =
+            |(run, cell): (&RunId, &Cell)| run.role != Role::Agent || cell.pid.is_none() || matches!(cell.state, CellState::Ended(_));
+        let bodies = self.bodies.iter().filter(|(uid, body)| pushed(uid) || body.cells.iter().any(tender));
+        bodies.map(|(uid, _)| uid.clone()).collect()
+    }
+
     /// Whether an agent that has not begun waits for what stands as the world is: a refusal, or a dependency that waits itself.
     pub fn waits(&self, record: &Record, depth: usize) -> bool {
         let status = super::oracle::status_of(record);

@@ -210,9 +210,12 @@ const SEEDS_MAX: u64 = 1000;
 fn seeds_until_caught(plant: Plant) -> Option<(u64, String)> {
     (0..SEEDS_MAX).find_map(|seed| {
         let mut violations = run_case(&Case { seed, plant: Some(plant) }).violations;
-        if plant == Plant::InFlightReadLast {
+        if matches!(plant, Plant::InFlightReadLast | Plant::LateCompletionCountsAsDone) {
             // It needs a kill within moments of a start, which whole fleets meet too seldom.
             violations.extend(super::sweep::kill_at_the_start(seed, Some(plant)));
+        }
+        if plant == Plant::QueuedPushBegun {
+            violations.extend(super::sweep::kill_at_the_push(seed, Some(plant)));
         }
         violations.first().map(|text| (seed + 1, text.clone()))
     })

@@ -144,7 +144,7 @@ impl Truth {
     /// Whether an older copy of a record may come back: its name is free, and nobody has relied on its good end.
     pub fn may_come_back(&self, uid: &Uid) -> bool {
         let completed = |record: &Record| ending(&oracle::status_of(record)) == Some(Ending::Completed);
-        let older = &self.lane.older[uid];
+        let Some(older) = self.lane.older.get(uid) else { return false };
         let current = self.records.map.get(&older.key());
         let taken = current.is_some_and(|record| uid_of(record) != *uid);
         !taken && !current.is_some_and(completed) && !self.records.archive.get(uid).is_some_and(completed)

@@ -3,12 +3,16 @@
 //!
 //! `scenario` and `next` match on `Action` without a wildcard: a new variant does not compile until it has a scenario here.
 
+mod lane;
+
+pub use lane::kill_at_the_push;
+
 use super::faults::{Aim, Faults, Strike};
 use super::mischief::{agent_record, agent_spec};
 use super::oracle::status_of;
 use super::run::simulate;
 use super::scheduler::Sim;
-use super::truth::Behaviour;
+use super::truth::{Behaviour, Truth};
 use mosaic::api::names::{ANNOTATION_ENDED_BY, Attempt, CommitId, GateName, Role, RunId, Uid};
 use mosaic::plan::action::Action;
 use mosaic::plan::fleet::FleetLimits;
@@ -115,6 +119,40 @@ struct Life {
 
 /// Lives one scenario with the faults aimed at it.
 fn live(scenario: Scenario, aims: &[Aim]) -> Life {
+    let (mut sim, key) = born(scenario, aims);
+    reach(&mut sim, is_about_to_end);
+    sim.with(|truth| meet(truth, scenario, &key));
+    if scenario == Scenario::Suspended {
+        reach(&mut sim, |truth| truth.bodies.values().all(|body| body.cells.is_empty()));
+        sim.with(|truth| suspend(truth, &key, false));
+    }
+    let expires = scenario == Scenario::Expired;
+    reach(&mut sim, |truth| {
+        let record = truth.records.map.get(&key);
+        record.is_none_or(|record| !expires && mosaic::plan::status::ending(&status_of(record)).is_some() && truth.effects.is_empty())
+    });
+    sim.heal();
+    end_of(&sim, &key)
+}
+
+/// Whether a sandbox is about to end by itself.
+fn is_about_to_end(truth: &Truth) -> bool {
+    truth.bodies.values().any(|body| body.cells.values().any(|cell| cell.runs() && cell.left == 1))
+}
+
+/// What happens to a scenario's agent while it runs.
+fn meet(truth: &mut Truth, scenario: Scenario, key: &Key) {
+    let elapsed = truth.elapsed;
+    match scenario {
+        Scenario::BaseMoves => truth.git.move_base("file:///one", "other", "somebody's", elapsed),
+        Scenario::Killed => drop(truth.delete_record(key, None, &[(ANNOTATION_ENDED_BY, "kill".into())])),
+        Scenario::Suspended => suspend(truth, key, true),
+        Scenario::Delivered | Scenario::SecondRound | Scenario::GivenUp | Scenario::Expired => {}
+    }
+}
+
+/// A scenario's agent is declared, and a controller begins.
+fn born(scenario: Scenario, aims: &[Aim]) -> (Sim, Key) {
     let script = match scenario {
         Scenario::SecondRound => vec![Behaviour::Bad, Behaviour::Good],
         Scenario::GivenUp => vec![Behaviour::Bad],
@@ -134,37 +172,17 @@ fn live(scenario: Scenario, aims: &[Aim]) -> Life {
         truth.create_record(agent_record("agent-0", agent_spec("file:///one", more))).unwrap();
     });
     sim.start_controller();
-    reach(&mut sim, |truth| truth.bodies.values().any(|body| body.cells.values().any(|cell| cell.runs() && cell.left == 1)));
-    sim.with(|truth| {
-        let elapsed = truth.elapsed;
-        match scenario {
-            Scenario::BaseMoves => truth.git.move_base("file:///one", "other", "somebody's", elapsed),
-            Scenario::Killed => drop(truth.delete_record(&key, None, &[(ANNOTATION_ENDED_BY, "kill".into())])),
-            Scenario::Suspended => suspend(truth, &key, true),
-            Scenario::Delivered | Scenario::SecondRound | Scenario::GivenUp | Scenario::Expired => {}
-        }
-    });
-    if scenario == Scenario::Suspended {
-        reach(&mut sim, |truth| truth.bodies.values().all(|body| body.cells.is_empty()));
-        sim.with(|truth| suspend(truth, &key, false));
-    }
-    let expires = scenario == Scenario::Expired;
-    reach(&mut sim, |truth| {
-        let record = truth.records.map.get(&key);
-        record.is_none_or(|record| !expires && mosaic::plan::status::ending(&status_of(record)).is_some() && truth.effects.is_empty())
-    });
-    sim.heal();
-    end_of(&sim, &key)
+    (sim, key)
 }
 
-fn suspend(truth: &mut super::truth::Truth, key: &Key, suspend: bool) {
+fn suspend(truth: &mut Truth, key: &Key, suspend: bool) {
     let mut record = truth.records.map[key].clone();
     record.spec["suspend"] = json!(suspend);
     truth.replace_record(record, None).unwrap();
 }
 
 /// Steps until something is true; a controller that crashed is started again.
-fn reach(sim: &mut Sim, is_there: impl Fn(&super::truth::Truth) -> bool) {
+fn reach(sim: &mut Sim, is_there: impl Fn(&Truth) -> bool) {
     for _ in 0..REACH_STEPS_MAX {
         if sim.with(|truth| is_there(truth)) {
             return;

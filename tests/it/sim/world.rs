@@ -2,7 +2,7 @@
 //! order (`effects.rs`). Refuses what the real one refuses: an epoch lower than the highest it has seen.
 
 use super::effects::failure;
-use super::faults::Strike;
+use super::faults::{Moment, Strike};
 use super::oracle;
 use super::plants::Plant;
 use super::store::{FakeStore, pause, slowly};
@@ -55,6 +55,9 @@ impl FakeWorld {
         if strike == Some(Strike::CrashBefore) {
             self.crash().await;
         }
+        if strike == Some(Strike::Kill(Moment::Before)) {
+            self.with(|truth| truth.kill_now(self.controller, &subject.uid));
+        }
         let result = if effect.action.is_blocking() {
             self.with(|truth| truth.begin_effect(self.controller, subject, &effect));
             Ok(())
@@ -71,6 +74,7 @@ impl FakeWorld {
                 return Err(EffectError::Failed("the reply was lost".into()));
             }
             Some(Strike::ReplyLost) => self.with(|truth| truth.land_and_lose(self.controller, &effect)),
+            Some(Strike::Kill(moment)) => self.with(|truth| truth.kill_at(self.controller, &effect, moment)),
             Some(Strike::CrashBefore) | None => {}
         }
         pause().await;
@@ -310,11 +314,37 @@ impl Truth {
         self.tables.get(&controller)?.in_flight.get(&(effect.uid.clone(), effect.action.id())).copied()
     }
 
-    /// Does an effect to its end at once.
+    /// The lane kills the agent of an effect that was begun.
+    fn kill_at(&mut self, controller: u32, effect: &Effect, moment: Moment) {
+        match moment {
+            Moment::Before => return,
+            Moment::During(parts) => {
+                let number = self.effect_number(controller, effect).unwrap_or_default();
+                for part in 0..parts {
+                    if self.effects.get(&number).is_some_and(|pending| pending.result.is_none()) {
+                        self.step_effect(number);
+                    }
+                    if part % 2 == 1 && !self.engine.jobs.is_empty() {
+                        self.step_job(0);
+                    }
+                }
+            }
+            Moment::After => self.land_fully(controller, effect),
+        }
+        self.kill_now(controller, &effect.uid);
+    }
+
+    /// Does an effect to its end; with it, what it waits for of an engine.
     fn land_fully(&mut self, controller: u32, effect: &Effect) {
         let Some(number) = self.effect_number(controller, effect) else { return };
         while self.effects.get(&number).is_some_and(|pending| pending.result.is_none()) {
             self.step_effect(number);
+            while !self.engine.jobs.is_empty() {
+                self.step_job(0);
+            }
+            for run in self.waiting_inits() {
+                self.step_init(&run);
+            }
         }
     }
 
