@@ -1,9 +1,11 @@
-//! Who can be killed: every run that a state folder knows, read from its folders alone. No store, no engine, no controller is asked.
+//! Who can be killed: every run and every agent with a tree that a state folder knows, read from its folders alone. No store, no engine, no
+//! controller is asked.
 
 use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
 use crate::inside::wire::{FILE_CONTAINER, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_WAIT, Identity};
 use crate::sandbox::folder::{RunFolder, StoredSpec};
+use crate::workspace::{self, Held};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,8 @@ pub struct Target {
     pub folder: RunFolder,
     /// Its control groups.
     pub groups: Vec<PathBuf>,
+    /// Its init as the controller remembers it, where its folder says nothing any more.
+    pub remembered: Option<Identity>,
 }
 
 impl Target {
@@ -28,7 +32,7 @@ impl Target {
     /// # Errors
     /// Could not look.
     pub fn identity(&self) -> io::Result<Option<Identity>> {
-        self.folder.read(FILE_IDENTITY)
+        Ok(self.folder.read(FILE_IDENTITY)?.or_else(|| self.remembered.clone()))
     }
 
     /// The launcher's identity (process driver).
@@ -46,19 +50,6 @@ impl Target {
         Ok(self.driver == Driver::Docker && !is_there(FILE_CONTAINER)? && !is_there(FILE_IDENTITY)? && !is_there(FILE_WAIT)?)
     }
 
-    /// Namespace of its agent; empty where it is not known.
-    #[must_use]
-    pub fn namespace(&self) -> &str {
-        self.agent.split_once('/').map_or("", |(namespace, _)| namespace)
-    }
-
-    /// Whether `name` means its agent: a uid, `namespace/name`, or a name in `default_namespace`.
-    #[must_use]
-    pub fn is_called(&self, name: &str, default_namespace: &str) -> bool {
-        let plain = self.agent.split_once('/').is_some_and(|(namespace, plain)| namespace == default_namespace && plain == name);
-        self.run.uid.as_str() == name || self.agent == name || plain
-    }
-
     /// Its agent.
     #[must_use]
     pub fn uid(&self) -> &Uid {
@@ -71,15 +62,19 @@ impl Target {
 pub struct Targets {
     /// The runs.
     pub runs: Vec<Target>,
+    /// Agents with a tree: they may be between two runs, merged or pushed.
+    pub held: Vec<Held>,
     /// Folders that hold something and do not say what; why.
     pub unreadable: Vec<String>,
 }
 
-/// Reads the runs of a state folder.
+/// Reads the runs and trees of a state folder.
 /// # Errors
-/// The folder cannot be listed: nothing can be said then.
+/// The runs cannot be listed: nothing can be said then.
 pub fn find(state: &Path) -> io::Result<Targets> {
-    let mut found = Targets::default();
+    // Trees that cannot be listed keep nothing alive that runs.
+    let (held, unreadable) = workspace::held(state).unwrap_or_else(|e| (Vec::new(), vec![format!("the trees cannot be listed: {e}")]));
+    let mut found = Targets { runs: Vec::new(), held, unreadable };
     let entries = match fs::read_dir(state.join("runs")) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
         other => other?,
@@ -110,5 +105,5 @@ fn read(path: PathBuf) -> Result<Option<Target>, String> {
     let mut groups = spec.launch.limits.groups;
     groups.extend(folder.groups().map_err(|e| e.to_string())?);
     let agent = if spec.agent.is_empty() { spec.run.uid.to_string() } else { spec.agent };
-    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups }))
+    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups, remembered: None }))
 }
