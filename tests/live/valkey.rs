@@ -7,7 +7,7 @@ mod faults;
 mod lease;
 mod proxy;
 mod recovery;
-mod server;
+pub mod server;
 mod soak;
 mod standby;
 mod words;
