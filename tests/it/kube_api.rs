@@ -160,7 +160,7 @@ async fn a_deletion_says_who_asked_and_means_the_very_record() {
 async fn an_event_names_the_agent_and_what_happened() {
     let (store, script) = store_with(vec![(201, json!({})), (201, json!({}))]).await;
     let before = serde_json::from_value(json!({ "phase": "Spawning" })).unwrap();
-    let gate = json!({ "name": "tests", "verdict": "fail", "sha": "abc", "baseSha": "def", "definition": "x", "evidence": "2 failed\n" });
+    let gate = json!({ "name": "tests", "verdict": "fail", "sha": "abc", "baseSha": "def", "definition": "x", "evidence": "FAIL\n2 failed\n" });
     let after = serde_json::from_value(json!({ "phase": "Running", "reason": "AgentRunning", "gates": [gate] })).unwrap();
     let teller = store.teller();
     teller.tell(&Key::agent("default", "one"), &Uid::new("11111111-2222").unwrap(), &before, &after);
@@ -192,7 +192,7 @@ async fn an_event_names_the_agent_and_what_happened() {
             },
         })
     };
-    assert_eq!(events[0].body, event("Warning", "GateFailed", "gate tests on abc: 2 failed"));
+    assert_eq!(events[0].body, event("Warning", "GateFailed", "gate tests on abc: FAIL | 2 failed"));
     assert_eq!(events[1].body, event("Normal", "Running", "AgentRunning"));
 }
 

@@ -101,19 +101,13 @@ fn event(news: &News, at: Timestamp, instance: &str) -> Value {
     })
 }
 
-/// What is news in a stored change: the phase, conditions that became true, verdicts of gates, rounds that were refused.
+/// What is news in a stored change: verdicts of gates, rounds that were refused, conditions that became true, the phase.
 fn news(key: &Key, uid: &Uid, before: &AgentStatus, after: &AgentStatus) -> Vec<News> {
     let mut all = Vec::new();
     let mut add = |is_warning, reason: &str, note: &str| {
         let note = shortened(note);
         all.push(News { key: key.clone(), uid: uid.clone(), is_warning, reason: reason.to_owned(), note });
     };
-    for now in after.conditions.iter().filter(|now| now.status == "True" && !condition::is_true(&before.conditions, &now.type_)) {
-        // Said by the phase.
-        if now.type_ != condition::KILLED {
-            add(false, &now.type_, &now.message);
-        }
-    }
     for gate in after.gates.iter().filter(|gate| !before.gates.contains(gate)) {
         let (is_warning, reason) = match gate.verdict {
             Verdict::Pass => (false, "GatePassed"),
@@ -121,11 +115,19 @@ fn news(key: &Key, uid: &Uid, before: &AgentStatus, after: &AgentStatus) -> Vec<
             Verdict::Error => (true, "GateError"),
             Verdict::Skipped => (false, "GateSkipped"),
         };
-        let evidence = gate.evidence.as_deref().map(|text| format!(": {}", text.trim())).unwrap_or_default();
+        // One line, or the table of `kubectl describe` falls apart.
+        let evidence = gate.evidence.as_deref().map(|text| text.trim().replace('\n', " | ")).filter(|text| !text.is_empty());
+        let evidence = evidence.map(|text| format!(": {text}")).unwrap_or_default();
         add(is_warning, reason, &format!("gate {} on {}{evidence}", gate.name, gate.sha));
     }
     for feedback in after.feedback.iter().filter(|feedback| !before.feedback.contains(feedback)) {
         add(true, "RoundRefused", &format!("attempt {}: {}", feedback.attempt, feedback.summary));
+    }
+    for now in after.conditions.iter().filter(|now| now.status == "True" && !condition::is_true(&before.conditions, &now.type_)) {
+        // Said by the phase.
+        if now.type_ != condition::KILLED {
+            add(false, &now.type_, &now.message);
+        }
     }
     if let Some(phase) = after.phase.filter(|phase| before.phase != Some(*phase)) {
         add(matches!(phase, Phase::Failed | Phase::Killed), &format!("{phase:?}"), &why(after));

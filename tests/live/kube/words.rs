@@ -120,10 +120,14 @@ fn what_one_object_shows_is_refused_and_what_needs_others_is_said_in_its_status(
     let (code, problem) = mosaic.call("PUT", "/agents/both", Some(&both));
     assert!(code == 422 && problem.to_string().contains(rule), "{problem}");
     // What needs others or the outside: the record is taken and says why it does not run.
+    let mut left = manifest("left", &remote, "true");
+    left["spec"]["dependsOn"] = json!(["right"]);
+    assert!(apply(&left).0, "a reference forward");
     let cases = [
         ("no-repo", json!({ "context": { "repository": remote.path.with_extension("gone").to_str().unwrap() } }), "RepositoryNotFound"),
         ("no-branch", json!({ "context": { "branch": "nowhere" } }), "BranchNotFound"),
-        ("circle", json!({ "dependsOn": ["circle"] }), "DependencyCycle"),
+        ("circle", json!({ "dependsOn": ["circle"] }), "InvalidSpec"),
+        ("right", json!({ "dependsOn": ["left"] }), "DependencyCycle"),
         ("no-gate", json!({ "gates": { "required": ["nowhere"] } }), "GateMissing"),
     ];
     for (name, patch, reason) in cases {
