@@ -5,6 +5,8 @@ MAKEFLAGS += --no-print-directory
 CARGO := cargo
 # A folder of its own: the next plain build would put a dynamic mosaic-init in the place of the static one.
 INIT_TARGET := target/init
+# For an engine whose builds reach the network another way: DOCKER_BUILD_FLAGS="--network host".
+DOCKER_BUILD_FLAGS ?=
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS ?= record gates_file result progress link tree_reader
 INIT := $(INIT_TARGET)/release/mosaic-init
@@ -64,7 +66,7 @@ fmt: ## Format all sources
 
 image: ## Build the default image of sandboxes, mosaic-sandbox:latest, with Docker
 	@.ci/need docker
-	docker build --tag mosaic-sandbox:latest --file images/sandbox.Dockerfile images
+	docker build $(DOCKER_BUILD_FLAGS) --tag mosaic-sandbox:latest --file images/sandbox.Dockerfile images
 
 crds: ## Print the custom resource definitions into crds/ anew
 	UPDATE_CRDS=1 $(CARGO) test --locked --test it checked_in_definitions_equal_the_printed_ones

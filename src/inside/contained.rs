@@ -5,6 +5,7 @@
 //! grant, execute, report. Nothing of the image is read or executed before the grant but what the engine itself did. The controller knows
 //! who asks by the kernel's word on the other end of the socket; nobody but PID 1 of this very container gets anything.
 
+use crate::inside::init::Brought;
 use crate::inside::limits::Doors;
 use crate::inside::wire::{CONTROL_INSIDE, ExitCause, ExitReport, Handover, SOCKET_FILES};
 use crate::inside::{EXIT_FAILED, init, output, system};
@@ -69,7 +70,7 @@ fn prepare(handover: Handover, files: &Files) -> Result<ExitReport, String> {
     let doors = Doors::open(&launch.limits)?;
     let groups = GROUPS.map(std::path::PathBuf::from);
     let before = crate::inside::limits::count(&groups);
-    let mut report = init::run(&launch, host_namespaces, control, log, doors);
+    let mut report = init::run(&launch, Brought { host: host_namespaces, control, log, doors }, || {});
     let after = crate::inside::limits::count(&groups);
     report.counters = Some(after.since(&before));
     Ok(report)

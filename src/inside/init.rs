@@ -35,8 +35,22 @@ const ANSWER_PATIENCE_MILLIS: u64 = 1_000;
 const GRANT_PATIENCE_MILLIS: u64 = 5_000;
 const SECRET_BYTES: usize = 32;
 
-/// Runs the command of a confined sandbox to its end.
-pub fn run(spec: &LaunchSpec, host: Vec<(String, u64)>, control: OwnedFd, log: Ring, doors: Doors) -> ExitReport {
+/// What init brings from before it was confined.
+pub struct Brought {
+    /// The host's namespaces.
+    pub host: Vec<(String, u64)>,
+    /// Folder of the control socket.
+    pub control: OwnedFd,
+    /// Where output goes.
+    pub log: Ring,
+    /// Doors of the control groups.
+    pub doors: Doors,
+}
+
+/// Runs the command of a confined sandbox to its end. `wait` returns when the grant may be
+/// asked for; it is called after all looks from inside.
+pub fn run(spec: &LaunchSpec, brought: Brought, wait: impl FnOnce()) -> ExitReport {
+    let Brought { host, control, log, doors } = brought;
     let not_started = |text: String| ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0, counters: None };
     let prepare = || -> Result<(Vec<String>, Confinement, String, OwnedFd), String> {
         let mut confinement = Confinement::prepare(spec.contained, spec.limits.memory_watched);
@@ -46,6 +60,7 @@ pub fn run(spec: &LaunchSpec, host: Vec<(String, u64)>, control: OwnedFd, log: R
         confinement.keep_what_holds(evidence.trial());
         let secret = make_secret().map_err(|e| format!("failed to make a session secret: {e}"))?;
         let children = system::child_signals().map_err(|e| format!("failed to listen for children: {e}"))?;
+        wait();
         Ok((isolation, confinement, secret, children))
     };
     let (isolation, confinement, secret, children) = match prepare() {

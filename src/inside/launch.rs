@@ -1,9 +1,11 @@
 //! The launcher: makes the sandbox from outside, as root or as what passes for it in a user namespace, and waits for its end.
 //!
 //! detach from the controller -> read the spec -> clone into new namespaces -> (inside: mounts, then the user namespace) -> map the ids ->
-//! write init's identity, durably -> let init go -> wait -> write how it ended. When the launcher dies before it let init go, init ends by
-//! itself: the pair of sockets between them closes. Nothing of the agent's runs before the grant, which is init's business.
+//! write init's identity (inside, meanwhile: drop privileges, look around) -> let init go -> wait -> write how it ended. When the launcher
+//! dies before it let init go, init ends by itself: the pair of sockets between them closes. Nothing of the agent's runs before the grant,
+//! for which init asks only then.
 
+use crate::inside::init::Brought;
 use crate::inside::limits::{self, Doors};
 use crate::inside::wire::{
     ExitCause, ExitReport, FILE_EXIT, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, FILE_WAIT, FOLDER_CONTROL, LaunchSpec,
@@ -24,7 +26,9 @@ const SPEC_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const FAILURE_BYTES_MAX: u64 = 4096;
 /// First byte from inside: the mounts and the user namespace are made.
 const READY: u8 = b'R';
-/// Byte to inside: the ids are mapped and the identity is written.
+/// Byte to inside: the ids are mapped.
+const MAPPED: u8 = b'M';
+/// Byte to inside: the identity is written.
 const GO: u8 = b'G';
 /// How much sooner than others everything in a sandbox is ended when memory runs out (-1000 to 1000).
 const OOM_SCORE: &str = "500";
@@ -62,10 +66,12 @@ fn launch(folder: &OwnedFd) -> Result<WaitReport, String> {
         confine::enter_outer_user_namespace(spec.uid, spec.gid)?;
     }
     let (mut outside, inside) = UnixStream::pair().map_err(|e| format!("failed to make a pair of sockets: {e}"))?;
-    let (child, namespaces) = fork_into_namespaces(&spec.allow_missing)?;
+    let cradle = prepared.as_ref().and_then(|prepared| prepared.brought.doors.cradle());
+    let Born { child, namespaces, is_in_cradle } = fork_into_namespaces(&spec.allow_missing, cradle)?;
     let Some(child) = child else {
         drop(outside);
-        let prepared = prepared.take().expect("opened above");
+        let mut prepared = prepared.take().expect("opened above");
+        prepared.brought.doors.leave_cradle(is_in_cradle);
         become_init(spec, prepared, namespaces, inside);
     };
     drop((inside, prepared));
@@ -91,11 +97,24 @@ fn launch(folder: &OwnedFd) -> Result<WaitReport, String> {
     })
 }
 
-/// Clones into new namespaces; where that is refused, without those that the operator can do without. Says which are made.
-fn fork_into_namespaces(allow_missing: &[String]) -> Result<(Option<Pid>, libc::c_int), String> {
+/// How init came to be.
+struct Born {
+    /// `None` in init itself.
+    child: Option<Pid>,
+    namespaces: libc::c_int,
+    is_in_cradle: bool,
+}
+
+/// Clones into new namespaces, and into the group that is there for it; where that is refused, without those that the operator can do
+/// without.
+fn fork_into_namespaces(allow_missing: &[String], cradle: Option<BorrowedFd<'_>>) -> Result<Born, String> {
     let all = confine::CLONED.iter().fold(0, |flags, (_, flag)| flags | flag);
+    if let Some(Ok(child)) = cradle.map(|group| system::fork_into(all, group)) {
+        return Ok(Born { child, namespaces: all, is_in_cradle: true });
+    }
+    let born = |child, namespaces| Born { child, namespaces, is_in_cradle: false };
     let failure = match system::fork(all) {
-        Ok(child) => return Ok((child, all)),
+        Ok(child) => return Ok(born(child, all)),
         Err(e) => e,
     };
     let mut made = all;
@@ -115,7 +134,7 @@ fn fork_into_namespaces(allow_missing: &[String]) -> Result<(Option<Pid>, libc::
     if made == all {
         return Err(format!("failed to make namespaces: {failure}"));
     }
-    system::fork(made).map(|child| (child, made)).map_err(|e| format!("failed to make namespaces: {e}"))
+    system::fork(made).map(|child| born(child, made)).map_err(|e| format!("failed to make namespaces: {e}"))
 }
 
 fn no_namespace(name: &str, error: &std::io::Error) -> String {
@@ -149,10 +168,12 @@ fn prepare(folder: BorrowedFd<'_>, spec: &LaunchSpec, child: Pid, outside: &mut 
         }
         write_proc(pid, file, &format!("{id} {id} 1"))?;
     }
+    let mut tell = |word: u8| outside.write_all(&[word]).map_err(|e| format!("failed to let init go: {e}"));
+    tell(MAPPED)?;
     let identity = system::identity_of(pid).map_err(|e| format!("failed to find init: {e}"))?;
     write_whole(folder, FILE_IDENTITY, &identity)?;
     refuse_stopped(folder)?;
-    outside.write_all(&[GO]).map_err(|e| format!("failed to let init go: {e}"))
+    tell(GO)
 }
 
 fn write_proc(pid: i32, file: &str, text: &str) -> Result<(), String> {
@@ -166,23 +187,30 @@ fn become_init(spec: LaunchSpec, prepared: Prepared, namespaces: libc::c_int, mu
     let from_inside = mounts::enter_new_root(&spec)
         .and_then(|()| name_things(namespaces))
         .and_then(|()| confine::enter_user_namespace(spec.unprivileged));
-    if let Err(text) = from_inside {
-        let _ = inside.write_all(text.as_bytes());
+    let told = match &from_inside {
+        Ok(()) => inside.write_all(&[READY]),
+        Err(text) => inside.write_all(text.as_bytes()),
+    };
+    if from_inside.is_err() || told.is_err() {
         system::exit_now(EXIT_UNPREPARED);
     }
-    let mut go = [0];
-    let told = inside.write_all(&[READY]).and_then(|()| inside.read_exact(&mut go));
-    if told.is_err() || go[0] != GO {
-        system::exit_now(EXIT_UNPREPARED);
-    }
-    drop(inside);
+    await_word(&mut inside, MAPPED);
+    let Prepared { brought, exit } = prepared;
     let report = match confine::drop_privileges(&spec) {
-        Ok(()) => init::run(&spec, prepared.host, prepared.control, prepared.log, prepared.doors),
+        Ok(()) => init::run(&spec, brought, move || await_word(&mut inside, GO)),
         Err(text) => ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0, counters: None },
     };
     let bytes = serde_json::to_vec(&report).expect("a report is plain data");
-    let written = (&prepared.exit).write_all(&bytes).and_then(|()| prepared.exit.sync_all());
+    let written = (&exit).write_all(&bytes).and_then(|()| exit.sync_all());
     system::exit_now(i32::from(written.is_err()))
+}
+
+/// Ends this process if it is anything else that comes, or nothing any more.
+fn await_word(inside: &mut UnixStream, word: u8) {
+    let mut told = [0];
+    if inside.read_exact(&mut told).is_err() || told[0] != word {
+        system::exit_now(EXIT_UNPREPARED);
+    }
 }
 
 /// Sets up what its own namespaces have; what is the host's is left as it is.
@@ -198,10 +226,7 @@ fn name_things(namespaces: libc::c_int) -> Result<(), String> {
 
 /// What init could not open any more once it is confined.
 struct Prepared {
-    host: Vec<(String, u64)>,
-    control: OwnedFd,
-    log: output::Ring,
-    doors: Doors,
+    brought: Brought,
     exit: File,
 }
 
@@ -214,13 +239,13 @@ impl Prepared {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
         let exit = rustix::fs::openat(folder, FILE_EXIT, flags, Mode::from_raw_mode(0o600))
             .map_err(|e| format!("failed to make {FILE_EXIT}: {e}"))?;
-        Ok(Self {
+        let brought = Brought {
             host: confine::host_namespaces()?,
             control,
             log: log.map_err(|e| format!("failed to open the log: {e}"))?,
             doors: Doors::open(&spec.limits)?,
-            exit: File::from(exit),
-        })
+        };
+        Ok(Self { brought, exit: File::from(exit) })
     }
 }
 

@@ -1,9 +1,13 @@
 //! Limits as they are put in force: the command enters its control groups and binds its own resources just before it executes.
 //!
 //! The controller makes the groups (`sandbox::process::cgroup`), the launcher opens their doors while it is still root, and the child that
-//! becomes the command walks through them by itself. So init and the launcher are in none of the groups: memory that runs out, a pids limit
-//! that is reached or a spent quota never hits them, and what they write for the agent is not its memory. In the end the launcher reads the
-//! counters and removes the groups, with or without a controller.
+//! becomes the command walks through them by itself. So init and the launcher are in no group that limits anything: memory that runs out, a
+//! pids limit that is reached or a spent quota never hits them, and what they write for the agent is not its memory. A group of version 2
+//! beside the hierarchies of version 1 limits nothing and serves to kill; init is born in it, and all of the sandbox after it. In the end
+//! the launcher reads the counters and removes the groups, with or without a controller.
+//!
+//! A process that writes itself into `cgroup.procs` waits until every processor has seen it (5 to 15 ms, measured); a thread that enters
+//! alone, and a child that is born inside, do not.
 //!
 //! It decides nothing: what is limited, and to what, comes in the launch spec.
 
@@ -12,7 +16,7 @@ use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Descriptors that one process may have open: enough for any build, and far from what the host has.
@@ -23,8 +27,12 @@ const LOCKED_BYTES_MAX: u64 = 8 << 20;
 const QUEUED_BYTES_MAX: u64 = 800 << 10;
 /// Signals that wait for one process.
 const PENDING_SIGNALS_MAX: u64 = 4096;
-/// File of a control group through which processes enter.
+/// File of a control group through which a process enters.
 const DOOR: &str = "cgroup.procs";
+/// The same for one thread, in version 1 only. The command has one thread when it enters.
+const DOOR_OF_THREADS: &str = "tasks";
+/// Names the controllers of a group of version 2; a group of version 1 has no such file.
+const CONTROLLERS: &str = "cgroup.controllers";
 
 /// What bounds a command. Paths are the host's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +57,16 @@ pub struct LimitSpec {
 /// The open doors of a command's control groups.
 pub struct Doors {
     doors: Vec<OwnedFd>,
+    cradle: Option<Cradle>,
     file_bytes_max: Option<u64>,
     processes_max: Option<u64>,
+}
+
+/// A group that limits nothing, in which a sandbox can be born.
+struct Cradle {
+    group: OwnedFd,
+    /// For a sandbox that was not.
+    door: OwnedFd,
 }
 
 impl Doors {
@@ -58,13 +74,36 @@ impl Doors {
     /// # Errors
     /// A group is not there: nothing may start.
     pub fn open(spec: &LimitSpec) -> Result<Self, String> {
-        let open = |group: &PathBuf| {
-            let path = group.join(DOOR);
-            rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|e| format!("failed to open the control group {}: {e}", path.display()))
-        };
-        let doors = spec.groups.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { doors, file_bytes_max: spec.file_bytes_max, processes_max: spec.processes_max })
+        let mut doors = Self { doors: Vec::new(), cradle: None, file_bytes_max: spec.file_bytes_max, processes_max: spec.processes_max };
+        for group in &spec.groups {
+            doors.add(group).map_err(|e| format!("failed to open the control group {}: {e}", group.display()))?;
+        }
+        Ok(doors)
+    }
+
+    fn add(&mut self, group: &Path) -> io::Result<()> {
+        let open = |path: &Path, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+        match fs::read_to_string(group.join(CONTROLLERS)) {
+            Ok(controllers) if controllers.trim().is_empty() => {
+                let door = open(&group.join(DOOR), OFlags::WRONLY)?;
+                self.cradle = Some(Cradle { group: open(group, OFlags::PATH | OFlags::DIRECTORY)?, door });
+            }
+            Ok(_) => self.doors.push(open(&group.join(DOOR), OFlags::WRONLY)?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.doors.push(open(&group.join(DOOR_OF_THREADS), OFlags::WRONLY)?),
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// The group in which init can be born.
+    #[must_use]
+    pub fn cradle(&self) -> Option<BorrowedFd<'_>> {
+        self.cradle.as_ref().map(|cradle| cradle.group.as_fd())
+    }
+
+    /// What was born inside has no door to walk through any more.
+    pub fn leave_cradle(&mut self, is_born_inside: bool) {
+        self.doors.extend(self.cradle.take().filter(|_| !is_born_inside).map(|cradle| cradle.door));
     }
 
     /// Enters all groups and binds the resources of this process. Safe between fork and exec: nothing is allocated.

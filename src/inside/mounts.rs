@@ -5,7 +5,7 @@
 //! Sources are paths that the controller chose; nothing in them is read here.
 
 use crate::inside::landlock::FORBIDDEN_FILE;
-use crate::inside::wire::{FILE_TASK, FOLDER_LINK, FOLDER_OUT, FOLDER_ROOT, HOME, LaunchSpec, USER, WORKSPACE};
+use crate::inside::wire::{FILE_TASK, FOLDER_CONTROL, FOLDER_LINK, FOLDER_OUT, HOME, LaunchSpec, USER, WORKSPACE};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use std::ffi::CString;
 use std::fs;
@@ -53,7 +53,8 @@ pub fn enter_new_root(spec: &LaunchSpec) -> Outcome<()> {
     rustix::mount::mount_change(host, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(because("make mounts private below", host))?;
     let folder = std::env::current_dir().map_err(because("find the folder of the run below", host))?;
-    let root = folder.join(FOLDER_ROOT);
+    // Any folder will do that is not bound below; it is covered in this namespace only.
+    let root = folder.join(FOLDER_CONTROL);
     mount_tmpfs(&root, "0755", ROOT_BYTES_MAX, MountFlags::empty())?;
     std::env::set_current_dir(&root).map_err(because("enter", &root))?;
     bind_system()?;

@@ -36,14 +36,12 @@ pub const FILE_CONTAINER: &str = "container.json";
 pub const FILE_GROUPS: &str = "groups.json";
 /// Held (OFD lock) by the launcher and by init: free means that neither of them lives.
 pub const FILE_LOCK: &str = "lock";
-/// Folder of the control socket; never visible to the agent.
+/// Folder of the control socket; never visible to the agent. In the mount namespace of a process sandbox the new root covers it.
 pub const FOLDER_CONTROL: &str = "control";
 /// Folder mounted at `/mosaic/link`: the gateway's socket.
 pub const FOLDER_LINK: &str = "link";
 /// Folder mounted at `/mosaic/out`.
 pub const FOLDER_OUT: &str = "out";
-/// Mount point of the new root, in the sandbox's mount namespace only.
-pub const FOLDER_ROOT: &str = "root";
 /// Name of the control socket.
 pub const SOCKET_CONTROL: &str = "control.sock";
 /// Name of the socket over which the init of a container gets what the launcher would have given it.

@@ -137,9 +137,7 @@ impl RunFolder {
     pub fn make(&self, uid: u32, gid: u32) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
         // The modes below are seen from inside only: nobody else passes the folders above.
-        for (name, mode) in
-            [(wire::FOLDER_CONTROL, 0o755), (wire::FOLDER_LINK, 0o755), (wire::FOLDER_OUT, 0o700), (wire::FOLDER_ROOT, 0o700)]
-        {
+        for (name, mode) in [(wire::FOLDER_CONTROL, 0o755), (wire::FOLDER_LINK, 0o755), (wire::FOLDER_OUT, 0o700)] {
             let path = self.path.join(name);
             DirBuilder::new().recursive(true).create(&path)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;

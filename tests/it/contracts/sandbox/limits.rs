@@ -74,7 +74,8 @@ async fn go_off(host: &Host, sandbox: &Drivers, bomb: &Bomb, round: u32) {
         "n=0; while [ $n -lt 20 ]; do echo $n > f$n; cat f$n; n=$((n+1)); sleep 0.05; done",
     );
     let mut spec = subject.script(&format!("bomb-{}", bomb.name), round, &bomb.script);
-    spec.limits.memory_bytes = 96 << 20;
+    // What a fork bomb uses up first is to be its processes.
+    spec.limits.memory_bytes = if bomb.name.starts_with("fork") { 512 << 20 } else { 96 << 20 };
     spec.limits.disk_bytes = 64 << 20;
     // What only spins or prints ends by its time.
     spec.deadline = Some(Duration::from_secs(if bombs().1 > 1 { 300 } else { 60 }));
