@@ -123,6 +123,8 @@ enum Command {
     Wait(wait::Wait),
     /// Show how many agents wait, run and are done, and who is next
     Queue,
+    /// Ask the server whether it is healthy, for health checks
+    Health,
     /// Kill one agent or all of them
     Kill(kill::Kill),
     /// Kill an agent if it runs, and remove its record
@@ -235,6 +237,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Diff(diff) => diff.run(&global).await,
         Command::Wait(wait) => wait.run(&global).await,
         Command::Queue => get::queue(&global).await,
+        Command::Health => get::health(&global).await,
         Command::Kill(kill) => kill.run(&global).await,
         Command::Delete(delete) => delete.run(&global).await,
         Command::Suspend(suspend) => suspend.run(&global).await,

@@ -79,10 +79,12 @@ impl Killer {
         }
         let mut books: BTreeMap<Uid, Book> = BTreeMap::new();
         let mut done: BTreeSet<RunId> = BTreeSet::new();
+        let mut containers: BTreeSet<String> = BTreeSet::new();
         let mut keeping = Vec::new();
         for _ in 0..SWEEPS_MAX {
             let found = self.find(request, &done, &mut receipts);
-            notes.extend(latch_notes(found.iter().map(Target::uid).filter(|uid| !books.contains_key(uid)), request));
+            let agents = found.iter().filter(|target| !target.is_prepared).map(Target::uid);
+            notes.extend(latch_notes(agents.filter(|uid| !books.contains_key(uid)), request));
             let is_first = done.is_empty() && keeping.is_empty();
             if found.is_empty() && notes.is_empty() && !is_first {
                 break;
@@ -90,16 +92,23 @@ impl Killer {
             self.note(&notes);
             keeping.push(self.keep(std::mem::take(&mut notes), found.iter().map(|t| t.folder.clone()).collect()));
             self.tell_of(&found);
-            let asking = self.ask_engine(request, &found, until, &mut receipts);
+            let asking = self.ask_engine(request, &found, &mut containers, until, &mut receipts);
             let struck = strike(&found, until);
             let answer = answer_of(asking, &mut receipts.warnings);
             for (target, struck) in found.into_iter().zip(struck) {
                 done.insert(target.run.clone());
                 let said = answer.saw.get(&target.run);
+                if target.is_prepared {
+                    receipts.unknown.extend(open_of_prepared(&target, &struck, said));
+                    continue;
+                }
                 books.entry(target.run.uid.clone()).or_insert_with(|| Book::new(&target.agent)).take(&target, &struck, said);
             }
-            notes = latch_notes(answer.strays.iter().map(|(container, ..)| &container.run.uid), request);
-            for stray in answer.strays {
+            let (prepared, strays): (Vec<_>, Vec<_>) = answer.strays.into_iter().partition(|(container, ..)| container.agent.is_empty());
+            let open = prepared.into_iter().map(judge_stray).filter(|(verdict, _)| *verdict != Verdict::DeadVerified);
+            receipts.unknown.extend(open.map(|(_, message)| message));
+            notes = latch_notes(strays.iter().map(|(container, ..)| &container.run.uid), request);
+            for stray in strays {
                 done.insert(stray.0.run.clone());
                 books.entry(stray.0.run.uid.clone()).or_insert_with(|| Book::new(&stray.0.agent)).take_stray(stray);
             }
@@ -180,11 +189,12 @@ impl Killer {
         let _ = std::thread::Builder::new().name("mosaic-tell".to_owned()).spawn(move || tell(&runs));
     }
 
-    /// The engine's path; only where it may have something of what is meant.
+    /// The engine's path; only where it may have something of what is meant. `known` are the containers that have a folder.
     fn ask_engine(
         &self,
         request: &KillRequest,
         found: &[Target],
+        known: &mut BTreeSet<String>,
         until: Instant,
         receipts: &mut Receipts,
     ) -> Option<std::thread::JoinHandle<Answer>> {
@@ -196,6 +206,7 @@ impl Killer {
                 return None;
             }
         };
+        known.extend(contained.iter().map(|target| target.container(&path.installation)));
         let asked = request.clone();
         let is_meant: engine::IsMeant = Arc::new(move |container| {
             let namespace = container.agent.split_once('/').map_or("", |(namespace, _)| namespace);
@@ -206,7 +217,7 @@ impl Killer {
             }
         });
         let strays = request.all || found.is_empty();
-        (strays || !contained.is_empty()).then(|| engine::begin(&path, &contained, strays.then_some(is_meant), until).ok()).flatten()
+        (strays || !contained.is_empty()).then(|| engine::begin(&path, &contained, known, strays.then_some(is_meant), until).ok()).flatten()
     }
 
     fn write_down(&self, request: &KillRequest, receipts: &Receipts) {
@@ -311,15 +322,10 @@ impl Book {
         self.judged(verdict, message, struck.signalled.is_some() || said.is_some());
     }
 
-    fn take_stray(&mut self, (container, saw, at): (Container, Saw, Instant)) {
+    fn take_stray(&mut self, stray: (Container, Saw, Instant)) {
+        let at = stray.2;
         self.engine = self.engine.max(Some(at));
-        let (verdict, message) = match saw {
-            Saw::None | Saw::Dead => {
-                (Verdict::DeadVerified, format!("container {} had no folder; the engine says that it is dead", container.name))
-            }
-            Saw::Runs => (Verdict::Failed, format!("container {} still runs", container.name)),
-            Saw::Unknown(why) => (Verdict::RevokedUnverified, format!("container {}: {why}", container.name)),
-        };
+        let (verdict, message) = judge_stray(stray);
         if verdict == Verdict::DeadVerified {
             self.dead = self.dead.max(Some(at));
         }
@@ -340,6 +346,23 @@ impl Book {
         let steps = Steps { latched, signalled: after(self.signalled), engine: after(self.engine), dead };
         Receipt { agent_id: uid, agent: self.agent, verdict: self.verdict, runs: self.runs, steps, message: self.message }
     }
+}
+
+/// What is to be said of a container without a folder: the engine's word is all there is.
+fn judge_stray((container, saw, _): (Container, Saw, Instant)) -> (Verdict, String) {
+    let name = container.name;
+    match saw {
+        Saw::None | Saw::Dead => (Verdict::DeadVerified, format!("container {name} had no folder; the engine says that it is dead")),
+        Saw::Runs => (Verdict::Failed, format!("container {name} still runs")),
+        Saw::Unknown(why) => (Verdict::RevokedUnverified, format!("container {name}: {why}")),
+    }
+}
+
+/// What is open of a container that was prepared for an agent; it is in no agent's book. `None`: it was seen dead.
+fn open_of_prepared(target: &Target, struck: &Struck, said: Option<&(Saw, Instant)>) -> Option<String> {
+    // Whatever still comes of an unanswered create executes nothing: it has no agent.
+    let (verdict, message) = judge(&target.run, &struck.seen, struck.signalled.is_some(), said.map(|(saw, _)| saw), false);
+    (verdict != Verdict::DeadVerified).then(|| format!("a container that waited for an agent: {message}"))
 }
 
 /// What is said of an agent of which nothing lived.

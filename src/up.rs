@@ -10,6 +10,7 @@ use crate::api::agent::Driver;
 use crate::api::names::{Secret, Uid};
 use crate::api::validate::ValidAgent;
 use crate::audit::{Audit, AuditOptions};
+use crate::cleanups::Cleanups;
 use crate::config::Config;
 use crate::controller::orphans::{self, Memory};
 use crate::controller::reconcile::{Context, Journal, Transition};
@@ -108,6 +109,7 @@ pub struct Running {
     closing: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
     background: Vec<JoinHandle<()>>,
+    sandbox: Arc<Drivers>,
     kept: keep::Kept,
 }
 
@@ -121,6 +123,11 @@ impl Running {
             }
         }
         self.background.iter().for_each(JoinHandle::abort);
+        let sandbox = self.sandbox;
+        let ending = tokio::task::spawn_blocking(move || sandbox.end_prepared());
+        if tokio::time::timeout(CONTROLLER_SHUTDOWN_MAX, ending).await.is_err() {
+            tracing::warn!("the engine did not remove what was prepared in time; the next start does");
+        }
         let _ = std::fs::remove_file(self.state.join("server"));
         self.kept.leadership.resign().await;
     }
@@ -137,9 +144,9 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     // On the heap: with a client's futures in it, that of the whole program would be nested too deeply for the compiler.
     let kept = Box::pin(keep::open(config)).await?;
     let latch = Arc::new(Latch::open(&config.state).map_err(part("the latch of the kill lane"))?);
-    let mut parts = open_parts(config, kept.installation.clone(), latch.clone()).await?;
-    parts.notes.extend(kept.notes.iter().cloned());
     let audit = Arc::new(Audit::open(&config.state.join("audit"), "up", AuditOptions::default()).map_err(part("the audit log"))?);
+    let mut parts = open_parts(config, kept.installation.clone(), latch.clone(), crate::journal::cleanups(&audit)).await?;
+    parts.notes.extend(kept.notes.iter().cloned());
     let token = ensure_token(&config.state).map_err(|why| UpError::Part { part: "the HTTP server", why })?;
     let store = kept.store.clone();
     let metrics = Arc::new(Metrics::default());
@@ -171,7 +178,8 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     ];
     write_server_file(&config.state, addr)?;
     let state = config.state.clone();
-    Ok(Running { addr, token, store, progress, notes: parts.notes, state, closing, tasks, background, kept })
+    let Parts { sandbox, notes, .. } = parts;
+    Ok(Running { addr, token, store, progress, notes, state, closing, tasks, background, sandbox, kept })
 }
 
 fn prepare_state(path: &Path) -> Result<(), UpError> {
@@ -197,10 +205,10 @@ struct Parts {
     notes: Vec<String>,
 }
 
-async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>) -> Result<Parts, UpError> {
+async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>, cleanups: Cleanups) -> Result<Parts, UpError> {
     let config = config.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let sandboxes = SandboxConfig { latch, ..sandbox_config(&config, installation)? };
+        let sandboxes = SandboxConfig { latch, cleanups: cleanups.clone(), ..sandbox_config(&config, installation)? };
         if !sandboxes.allow_missing.is_empty() {
             let missing = sandboxes.allow_missing.join(", ");
             tracing::warn!(missing, "sandboxes may start without these primitives of isolation and limits");
@@ -210,10 +218,14 @@ async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>) ->
         let (driver, why) = choose_driver(&sandbox, config.driver, &config.sandbox_image)?;
         sandbox.set_default(driver);
         let tree_mode = if sandbox.docker().sees_mounts() { TreeModeWish::Auto } else { TreeModeWish::Checkout };
-        let workspaces = WorkspaceConfig { tree_mode, ..workspace_config(&config) };
+        let workspaces = WorkspaceConfig { tree_mode, cleanups, ..workspace_config(&config) };
         let workspaces = Arc::new(Workspaces::open(workspaces).map_err(part("the workspaces"))?);
         let chosen = format!("sandboxes: {driver:?}; trees: {:?}", workspaces.tree_mode()).to_lowercase();
-        let notes = [chosen].into_iter().chain(why).chain(tools).collect();
+        let warm = (config.warm > 0).then(|| match sandbox.keep_warm(config.warm) {
+            Ok(()) => format!("containers are kept prepared: {}", config.warm),
+            Err(why) => format!("no containers are prepared: {why}"),
+        });
+        let notes = [chosen].into_iter().chain(why).chain(warm).chain(tools).collect();
         Ok(Parts { sandbox: Arc::new(sandbox), workspaces, notes })
     });
     opened.await.map_err(part("the sandboxes"))?
@@ -288,6 +300,7 @@ pub(crate) fn workspace_config(config: &Config) -> WorkspaceConfig {
         remotes: config.remotes.clone(),
         askpass: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
         limits: SnapshotLimits::default(),
+        cleanups: Cleanups::default(),
     }
 }
 

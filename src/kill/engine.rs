@@ -6,7 +6,7 @@
 
 use crate::api::names::RunId;
 use crate::kill::targets::Target;
-use crate::sandbox::docker::engine::{Container, Engine, EngineError, Status, container_name};
+use crate::sandbox::docker::engine::{Container, Engine, EngineError, Status};
 use crate::sandbox::kill::{self as process, Life};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -98,20 +98,26 @@ pub struct Answer {
 /// Which containers without a folder are meant.
 pub type IsMeant = Arc<dyn Fn(&Container) -> bool + Send + Sync>;
 
-/// Begins. Without `is_meant` nobody looks for containers without a folder.
+/// Begins. Without `is_meant` nobody looks for containers without a folder; those that are `known`, by name, have one.
 /// # Errors
 /// No thread could be made.
-pub fn begin(path: &EnginePath, targets: &[Target], is_meant: Option<IsMeant>, until: Instant) -> io::Result<JoinHandle<Answer>> {
-    let (path, targets) = (path.clone(), targets.to_vec());
+pub fn begin(
+    path: &EnginePath,
+    targets: &[Target],
+    known: &BTreeSet<String>,
+    is_meant: Option<IsMeant>,
+    until: Instant,
+) -> io::Result<JoinHandle<Answer>> {
+    let (path, targets, known) = (path.clone(), targets.to_vec(), known.clone());
     std::thread::Builder::new().name("mosaic-kill-engine".to_owned()).spawn(move || {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Answer::default() };
-        let answer = runtime.block_on(strike(&path, &targets, is_meant.as_ref(), until));
+        let answer = runtime.block_on(strike(&path, &targets, &known, is_meant.as_ref(), until));
         runtime.shutdown_background();
         answer
     })
 }
 
-async fn strike(path: &EnginePath, targets: &[Target], is_meant: Option<&IsMeant>, until: Instant) -> Answer {
+async fn strike(path: &EnginePath, targets: &[Target], known: &BTreeSet<String>, is_meant: Option<&IsMeant>, until: Instant) -> Answer {
     let (hidden, shown): (Vec<&Target>, Vec<&Target>) = targets.iter().partition(|target| is_hidden(target));
     let hedged = async {
         let ask_at = (Instant::now() + HEDGE).min(until);
@@ -120,10 +126,9 @@ async fn strike(path: &EnginePath, targets: &[Target], is_meant: Option<&IsMeant
         }
         end_all(path, shown.into_iter().filter(|target| is_alive(target)).collect(), until).await
     };
-    let known: BTreeSet<&RunId> = targets.iter().map(|target| &target.run).collect();
     let strays = async {
         match is_meant {
-            Some(is_meant) => end_strays(path, &known, is_meant, until).await,
+            Some(is_meant) => end_strays(path, known, is_meant, until).await,
             None => Ok(Vec::new()),
         }
     };
@@ -136,7 +141,7 @@ async fn strike(path: &EnginePath, targets: &[Target], is_meant: Option<&IsMeant
 async fn end_all(path: &EnginePath, targets: Vec<&Target>, until: Instant) -> BTreeMap<RunId, (Saw, Instant)> {
     let mut calls = Vec::new();
     for target in targets {
-        let name = container_name(&path.installation, &target.run);
+        let name = target.container(&path.installation);
         calls.push(async move { (target.run.clone(), end(&path.engine, &name, until).await) });
     }
     futures::stream::iter(calls).buffer_unordered(CALLS_MAX).collect().await
@@ -145,14 +150,14 @@ async fn end_all(path: &EnginePath, targets: Vec<&Target>, until: Instant) -> BT
 /// Ends containers of ours that have no folder. The error is why nobody can tell whether there are any.
 async fn end_strays(
     path: &EnginePath,
-    known: &BTreeSet<&RunId>,
+    known: &BTreeSet<String>,
     is_meant: &IsMeant,
     until: Instant,
 ) -> Result<Vec<(Container, Saw, Instant)>, String> {
     let listed = tokio::time::timeout_at((Instant::now() + LIST_TIME_MAX).min(until).into(), path.engine.ours(&path.installation)).await;
     let found = listed.map_err(|_| "the engine did not answer in time".to_owned())?.map_err(|e| words(&e))?;
     let mut calls = Vec::new();
-    for container in found.into_iter().filter(|container| !known.contains(&container.run) && is_meant(container)) {
+    for container in found.into_iter().filter(|container| !known.contains(&container.name) && is_meant(container)) {
         calls.push(async move {
             let (saw, at) = end(&path.engine, &container.id, until).await;
             (container, saw, at)

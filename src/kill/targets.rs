@@ -3,7 +3,8 @@
 use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
 use crate::inside::wire::{FILE_CONTAINER, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_WAIT, Identity};
-use crate::sandbox::folder::{RunFolder, StoredSpec};
+use crate::sandbox::docker::engine::container_name;
+use crate::sandbox::folder::{FILE_PREPARED, FOLDER_PREPARED, MadeContainer, PreparedContainer, RunFolder, StoredSpec};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ pub struct Target {
     pub folder: RunFolder,
     /// Its control groups.
     pub groups: Vec<PathBuf>,
+    /// A container that waits for an agent: it is no agent's, and a kill of everything ends it.
+    pub is_prepared: bool,
 }
 
 impl Target {
@@ -36,6 +39,13 @@ impl Target {
     /// Could not look.
     pub fn launcher(&self) -> io::Result<Option<Identity>> {
         self.folder.read(FILE_LAUNCHER)
+    }
+
+    /// Name of its container.
+    #[must_use]
+    pub fn container(&self, installation: &str) -> String {
+        let made: Option<MadeContainer> = self.folder.read(FILE_CONTAINER).ok().flatten();
+        made.map_or_else(|| container_name(installation, &self.run), |made| made.name)
     }
 
     /// Whether its create was asked for and never answered: something may still come of it.
@@ -55,6 +65,9 @@ impl Target {
     /// Whether `name` means its agent: a uid, `namespace/name`, or a name in `default_namespace`.
     #[must_use]
     pub fn is_called(&self, name: &str, default_namespace: &str) -> bool {
+        if self.is_prepared {
+            return false;
+        }
         let plain = self.agent.split_once('/').is_some_and(|(namespace, plain)| namespace == default_namespace && plain == name);
         self.run.uid.as_str() == name || self.agent == name || plain
     }
@@ -75,28 +88,46 @@ pub struct Targets {
     pub unreadable: Vec<String>,
 }
 
-/// Reads the runs of a state folder.
+/// Reads the runs of a state folder, and what is prepared for some.
 /// # Errors
-/// The folder cannot be listed: nothing can be said then.
+/// A folder cannot be listed: nothing can be said then.
 pub fn find(state: &Path) -> io::Result<Targets> {
     let mut found = Targets::default();
-    let entries = match fs::read_dir(state.join("runs")) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
-        other => other?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        // What is being removed had been seen dead.
-        let is_run = entry.file_type()?.is_dir() && !entry.file_name().as_encoded_bytes().starts_with(b".");
-        if is_run {
-            match read(entry.path()) {
-                Ok(Some(target)) => found.runs.push(target),
-                Ok(None) => {}
-                Err(why) => found.unreadable.push(format!("{}: {why}", entry.path().display())),
+    // What is prepared first: it becomes a run's, and is found there then.
+    for (folder, read) in [(FOLDER_PREPARED, read_prepared as fn(PathBuf) -> _), ("runs", read)] {
+        let entries = match fs::read_dir(state.join(folder)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            // What is being removed had been seen dead.
+            let is_run = entry.file_type()?.is_dir() && !entry.file_name().as_encoded_bytes().starts_with(b".");
+            if is_run {
+                match read(entry.path()) {
+                    Ok(Some(target)) => found.runs.push(target),
+                    Ok(None) => {}
+                    Err(why) => found.unreadable.push(format!("{}: {why}", entry.path().display())),
+                }
             }
         }
     }
     Ok(found)
+}
+
+/// `None`: nothing was made for it yet, or it has just become a run's.
+fn read_prepared(path: PathBuf) -> Result<Option<Target>, String> {
+    let folder = RunFolder::at(path);
+    let prepared: Option<PreparedContainer> = folder.read(FILE_PREPARED).map_err(|e| e.to_string())?;
+    let groups = folder.groups().map_err(|e| e.to_string())?;
+    Ok(prepared.map(|PreparedContainer { run, .. }| Target {
+        agent: run.uid.to_string(),
+        run,
+        driver: Driver::Docker,
+        folder,
+        groups,
+        is_prepared: true,
+    }))
 }
 
 /// `None`: a folder without an intent, for which nothing was started.
@@ -110,5 +141,5 @@ fn read(path: PathBuf) -> Result<Option<Target>, String> {
     let mut groups = spec.launch.limits.groups;
     groups.extend(folder.groups().map_err(|e| e.to_string())?);
     let agent = if spec.agent.is_empty() { spec.run.uid.to_string() } else { spec.agent };
-    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups }))
+    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups, is_prepared: false }))
 }

@@ -10,6 +10,7 @@ mod outages;
 mod probes;
 mod shared;
 mod user;
+mod warm;
 
 use crate::contract::{Subject, contract, ended, seen};
 use crate::engine::{BUSYBOX, engine};

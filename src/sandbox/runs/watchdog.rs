@@ -9,7 +9,7 @@
 //! Tree and HOME are kept between attempts. One that begins over its limit, because the one before it went over, has `GRACE` to remove what
 //! is too much, and may grow by hardly anything meanwhile; far over the limit there is no grace.
 //!
-//! The same thread tells again of an end that nobody has looked at.
+//! The same thread tells again of an end that nobody has looked at, and what goes on while a run is made.
 //!
 //! What it does not see: what is written and removed between two looks, files that are deleted and closed but still mapped, or on their way
 //! through a socket; and nothing at all while no controller runs (the lease bounds that). A run can therefore exceed its limit by what it
@@ -176,6 +176,9 @@ impl Runs {
     fn watch_all(&self) {
         let runs: Vec<Arc<Run>> = self.known().values().cloned().collect();
         for run in runs.into_iter().filter(|run| run.ended.get().is_none()) {
+            if run.has_news() {
+                self.link.tell(&run.id.uid);
+            }
             if let Err(e) = self.watch(&run) {
                 tracing::debug!(run = %run.id, error = %e, "could not look at the limits; tried again");
             }
@@ -218,7 +221,7 @@ impl Runs {
         if watch.gone <= GONE_ROUNDS && kill::look(&identity)? != Life::Alive && !run.folder.is_held()? {
             watch.gone += 1;
             if watch.gone == GONE_ROUNDS {
-                self.link.tell_ended(&run.id.uid);
+                self.link.tell(&run.id.uid);
             }
         }
         Ok(())
