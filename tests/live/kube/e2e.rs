@@ -42,7 +42,9 @@ fn a_job_goes_from_a_refused_round_to_a_verified_push() {
 
 #[test]
 fn controller_killed_at_random_instants_doubles_and_loses_nothing() {
-    let Some((_cluster, _runtime)) = cluster_now("kube::e2e::controller_killed_at_random_instants_doubles_and_loses_nothing") else { return };
+    let Some((_cluster, _runtime)) = cluster_now("kube::e2e::controller_killed_at_random_instants_doubles_and_loses_nothing") else {
+        return;
+    };
     let seed = std::env::var("MOSAIC_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(20_261_126);
     let mut random = Random(seed);
     let mut mosaic = Mosaic::start(&["--store", "kube", "--running-max", "5", "--starting-max", "5"]);
