@@ -74,7 +74,9 @@ async fn count(folder: &Path) -> Part {
         figure("API requests per lifecycle, without events", 14.0, "requests", requests),
     ];
     let took = duration(median(&seconds));
-    let foot = format!("kube: one agent, declared -> pushed -> cleaned up, counts and no ratios; requests by the API server's own count; one agent took {took}.");
+    let foot = format!(
+        "kube: one agent, declared -> pushed -> cleaned up, counts and no ratios; requests by the API server's own count; one agent took {took}."
+    );
     Part { figures, foot: vec![foot] }
 }
 
@@ -88,7 +90,8 @@ async fn one(up: &Running, number: usize, remote: &str) -> (Key, f64) {
     let started = Instant::now();
     let key = up.store.create(record).await.expect("a record").key();
     loop {
-        let event = tokio::time::timeout(PATIENCE, watch.next()).await.expect("the agent ends").expect("a watch goes on").expect("an event");
+        let event =
+            tokio::time::timeout(PATIENCE, watch.next()).await.expect("the agent ends").expect("a watch goes on").expect("an event");
         let WatchEvent::Applied(record) = event else { continue };
         let status = record.agent().expect("it decodes").status.unwrap_or_default();
         if record.key() == key && condition::is_true(&status.conditions, condition::CLEANED_UP) {

@@ -160,7 +160,8 @@ async fn a_deletion_says_who_asked_and_means_the_very_record() {
 async fn an_event_names_the_agent_and_what_happened() {
     let (store, script) = store_with(vec![(201, json!({})), (201, json!({}))]).await;
     let before = serde_json::from_value(json!({ "phase": "Spawning" })).unwrap();
-    let gate = json!({ "name": "tests", "verdict": "fail", "sha": "abc", "baseSha": "def", "definition": "x", "evidence": "FAIL\n2 failed\n" });
+    let gate =
+        json!({ "name": "tests", "verdict": "fail", "sha": "abc", "baseSha": "def", "definition": "x", "evidence": "FAIL\n2 failed\n" });
     let after = serde_json::from_value(json!({ "phase": "Running", "reason": "AgentRunning", "gates": [gate] })).unwrap();
     let teller = store.teller();
     teller.tell(&Key::agent("default", "one"), &Uid::new("11111111-2222").unwrap(), &before, &after);
@@ -280,9 +281,8 @@ async fn no_name_leads_anywhere_else() {
 
 #[tokio::test]
 async fn a_list_goes_on_by_token_and_begins_anew_when_its_moment_is_gone() {
-    let page = |version: &str, token: &str| {
-        (200, json!({ "metadata": { "resourceVersion": version, "continue": token }, "items": [object()] }))
-    };
+    let page =
+        |version: &str, token: &str| (200, json!({ "metadata": { "resourceVersion": version, "continue": token }, "items": [object()] }));
     let gone = failure(410, "Expired", "the provided continue parameter is too old");
     let (store, script) = store_with(vec![page("50", "a=/b"), gone, page("60", "c"), page("60", "")]).await;
     let (records, version) = store.list(Kind::Agent).await.unwrap();

@@ -58,7 +58,8 @@ async fn definition(api: &Api, kind: Kind) -> StoreResult<()> {
         Kind::Halt => halt,
     };
     let theirs = served.schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref());
-    let theirs = serde_json::to_value(theirs).map_err(|error| CallError::Odd(error).into_trouble(&format!("read the definition {name}")))?;
+    let theirs =
+        serde_json::to_value(theirs).map_err(|error| CallError::Odd(error).into_trouble(&format!("read the definition {name}")))?;
     let mut lacks = Vec::new();
     compare("", &schema::open_api_schema(&ours), &theirs, &mut lacks);
     if lacks.is_empty() {

@@ -29,7 +29,8 @@ pub(super) async fn identity(api: &Api) -> StoreResult<String> {
 }
 
 fn config_map() -> Value {
-    let about = "The uid of this object names an installation of mosaic. While it is the same, the cluster is the one that was seen before.";
+    let about =
+        "The uid of this object names an installation of mosaic. While it is the same, the cluster is the one that was seen before.";
     json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",

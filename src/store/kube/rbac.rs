@@ -109,7 +109,9 @@ pub fn yaml(namespace: &str) -> String {
         "# Printed by `mosaic crd --rbac`: the least that mosaic needs with --store kube. Namespace of the installation: {namespace}\n\
          apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: mosaic, namespace: {namespace}}}\n"
     );
-    for (scope, kind, place) in [(Scope::Cluster, "ClusterRole", String::new()), (Scope::Installation, "Role", format!(", namespace: {namespace}"))] {
+    for (scope, kind, place) in
+        [(Scope::Cluster, "ClusterRole", String::new()), (Scope::Installation, "Role", format!(", namespace: {namespace}"))]
+    {
         write!(text, "---\napiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}\nmetadata: {{name: mosaic{place}}}\nrules:\n")
             .expect("a String takes everything");
         rights().iter().filter(|right| right.scope == scope).for_each(|right| text.push_str(&rule(right)));

@@ -54,7 +54,9 @@ impl Watcher {
                 continue;
             };
             let silence = self.window + SILENCE;
-            let Ok(told) = tokio::time::timeout(silence, events.try_next()).await else { return Err(self.broken(CallError::Silent(silence))) };
+            let Ok(told) = tokio::time::timeout(silence, events.try_next()).await else {
+                return Err(self.broken(CallError::Silent(silence)));
+            };
             match told.map_err(|error| self.broken(error.into()))? {
                 None => self.events = None,
                 Some(Told::Added(object) | Told::Modified(object)) => return Ok(self.told(WatchEvent::Applied, object)),

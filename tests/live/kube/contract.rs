@@ -22,9 +22,8 @@ async fn fresh_store() -> Option<store::Fixture> {
 async fn fresh_lease() -> Option<lease::Fixture> {
     let cluster = cluster(&this_test()).await?;
     let store = cluster.store();
-    let candidate = move || -> Arc<dyn mosaic::store::lease::Lease> {
-        Arc::new(KubeLease::new(&store, &uuid::Uuid::new_v4().to_string(), None))
-    };
+    let candidate =
+        move || -> Arc<dyn mosaic::store::lease::Lease> { Arc::new(KubeLease::new(&store, &uuid::Uuid::new_v4().to_string(), None)) };
     Some(lease::Fixture { candidate: Box::new(candidate), _keep: Box::new(cluster) })
 }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 /// An agent that listens to no signal and makes further processes.
-const HOSTILE: &str = "trap '' TERM INT HUP; echo work > unpushed.txt; (setsid sh -c 'while :; do sleep 1; done' &) ; while :; do sleep 1; done";
+const HOSTILE: &str =
+    "trap '' TERM INT HUP; echo work > unpushed.txt; (setsid sh -c 'while :; do sleep 1; done' &) ; while :; do sleep 1; done";
 /// Within which a kill is done.
 const DEAD_WITHIN: Duration = Duration::from_secs(5);
 

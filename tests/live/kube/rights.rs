@@ -73,7 +73,8 @@ fn a_whole_job_a_kill_and_a_handover_need_no_more_than_the_printed_rights() {
     assert!(!log.contains("orbidden"), "nothing was asked for in vain: {log}");
     // Exactly these: nothing beyond.
     let may = |verb: &str, what: &str| kubectl_says(&["auth", "can-i", verb, what, "--as", "system:serviceaccount:default:mosaic"]).0;
-    for (verb, what) in [("get", "secrets"), ("create", "pods"), ("delete", "leases"), ("deletecollection", "agents"), ("update", "events")] {
+    for (verb, what) in [("get", "secrets"), ("create", "pods"), ("delete", "leases"), ("deletecollection", "agents"), ("update", "events")]
+    {
         assert!(!may(verb, what), "{verb} {what}");
     }
     assert!(!may("get", "configmaps.other") && may("get", "configmaps"));
@@ -97,7 +98,9 @@ fn what_is_missing_is_named_with_what_to_do() {
     kubectl_says(&["create", "serviceaccount", "nobody"]);
     let nobody = as_service_account(folder.path(), "nobody");
     let said = refusal(nobody.to_str().unwrap());
-    for words in ["system:serviceaccount:default:nobody may not", "update agents/status", "mosaic crd --rbac -n default | kubectl apply -f -"] {
+    for words in
+        ["system:serviceaccount:default:nobody may not", "update agents/status", "mosaic crd --rbac -n default | kubectl apply -f -"]
+    {
         assert!(said.contains(words), "{words}: {said}");
     }
     // Definitions of another version, and none at all.
@@ -113,7 +116,10 @@ fn what_is_missing_is_named_with_what_to_do() {
     assert!(said.contains("lacks status.push") && said.contains("mosaic crd | kubectl apply -f -"), "{said}");
     kubectl(&["delete", "crd", "agents.mosaicstack.dev"]);
     let said = refusal(&admin);
-    assert!(said.contains("agents.mosaicstack.dev") && said.contains("is missing") && said.contains("mosaic crd | kubectl apply -f -"), "{said}");
+    assert!(
+        said.contains("agents.mosaicstack.dev") && said.contains("is missing") && said.contains("mosaic crd | kubectl apply -f -"),
+        "{said}"
+    );
     let (done, said) = kubectl_with(&["apply", "-f", "-"], &yaml);
     assert!(done, "{said}");
     // No cluster.

@@ -50,7 +50,8 @@ fn an_agent_is_declared_followed_changed_and_explained_by_kubectl() {
     let mut described = String::new();
     eventually("the events tell the story", || {
         let said = kubectl(&["describe", "ag", "hello"]);
-        let story = ["Admitted", "SandboxReady", "GateFailed", "RoundRefused", "GatePassed", "GatesPassed", "Pushed", "Completed", "CleanedUp"];
+        let story =
+            ["Admitted", "SandboxReady", "GateFailed", "RoundRefused", "GatePassed", "GatesPassed", "Pushed", "Completed", "CleanedUp"];
         story.iter().all(|word| said.contains(word))
     });
     described.push_str(&kubectl(&["describe", "ag", "hello"]));
