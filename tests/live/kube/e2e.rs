@@ -31,6 +31,8 @@ fn a_job_goes_from_a_refused_round_to_a_verified_push() {
     let stored = runtime.block_on(cluster.agent(object["metadata"]["name"].as_str().unwrap())).unwrap();
     assert_eq!(stored["status"], *status);
     assert_eq!(stored["status"]["observedGeneration"], stored["metadata"]["generation"]);
+    let conditions = stored["status"]["conditions"].as_array().unwrap();
+    assert!(conditions.iter().all(|condition| condition["observedGeneration"] == stored["metadata"]["generation"]), "{conditions:#?}");
     assert!(stored["metadata"]["managedFields"].as_array().unwrap().iter().all(|entry| entry["manager"] == "mosaic"), "{stored:#}");
     // The same task again is the same agent; after a kill it is still known.
     assert_eq!(mosaic.spawn(&task(&remote, "answer", script)), uid);

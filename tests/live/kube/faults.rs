@@ -171,3 +171,36 @@ fn a_record_written_past_the_schema_is_reported_and_harms_no_other() {
     println!("the odd one: {code} {answer}");
     assert_eq!(code, 200, "{answer}");
 }
+
+/// Two looks for orphans, and some.
+const TWO_LOOKS: Duration = Duration::from_secs(23);
+
+#[test]
+fn a_cluster_that_has_forgotten_kills_nothing_and_starts_nothing_again() {
+    let test = "kube::faults::a_cluster_that_has_forgotten_kills_nothing_and_starts_nothing_again";
+    let Some((cluster, runtime)) = cluster_now(test) else { return };
+    let mut mosaic = Mosaic::start(&["--store", "kube"]);
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
+    let uid = mosaic.spawn(&task(&remote, "long", "sleep 600"));
+    let object = mosaic.wait(&uid, "the run", |object| object["status"]["phase"] == "Running");
+    let living = sandbox_pids(&mosaic.state());
+    assert_eq!(living.len(), 1);
+    eventually("the cluster is remembered", || mosaic.state().join("last-version").exists());
+    mosaic.sigkill();
+    // As after a restore without our objects: nobody asked for this agent's end.
+    let path = format!("/apis/mosaicstack.dev/v1alpha1/namespaces/default/agents/{}", object["metadata"]["name"].as_str().unwrap());
+    runtime.block_on(async {
+        cluster.ask("PATCH", &path, Some(&json!({ "metadata": { "finalizers": null } }))).await.unwrap();
+        cluster.ask("DELETE", &path, None).await.unwrap();
+        cluster.ask("DELETE", "/api/v1/namespaces/default/configmaps/mosaic-installation", None).await.unwrap();
+    });
+    mosaic.up();
+    let says = |words: &str| mosaic.call("GET", "/readyz?verbose", None).1.to_string().contains(words);
+    eventually("it is noticed", || says("is another one than before"));
+    std::thread::sleep(TWO_LOOKS);
+    assert_eq!(sandbox_pids(&mosaic.state()), living, "what lives is left alone: {}", mosaic.log());
+    // An operator confirms: what has no record goes.
+    std::fs::remove_file(mosaic.state().join("last-version")).unwrap();
+    eventually("the orphan goes", || sandbox_pids(&mosaic.state()).is_empty());
+    mosaic.assert_nothing_left();
+}

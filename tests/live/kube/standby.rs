@@ -37,7 +37,7 @@ fn one_leads_and_the_other_stands_by_serves_and_takes_over() {
     assert_eq!(second.object(&early)["status"], first.object(&early)["status"]);
 
     let doomed = first.spawn(&task(&remote, "doomed", "sleep 600"));
-    let held = first.spawn(&task(&remote, "held", "sleep 20; echo held > held.txt"));
+    let held = first.spawn(&task(&remote, "held", "sleep 45; echo held > held.txt"));
     for uid in [&held, &doomed] {
         first.wait(uid, "the run", |object| object["status"]["phase"] == "Running");
     }
