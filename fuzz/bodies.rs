@@ -211,6 +211,7 @@ impl Trees {
             remotes: Vec::new(),
             askpass: "/bin/false".into(),
             limits: SnapshotLimits::default(),
+            cleanups: mosaic::cleanups::Cleanups::default(),
         };
         let workspaces = Workspaces::open(config).unwrap();
         let remote = repositories.join("project").to_str().unwrap().to_owned();

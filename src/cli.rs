@@ -123,6 +123,8 @@ enum Command {
     Wait(wait::Wait),
     /// Show how many agents wait, run and are done, and who is next
     Queue,
+    /// Ask the server whether it is healthy, for health checks
+    Health,
     /// Kill one agent or all of them
     Kill(kill::Kill),
     /// Kill an agent if it runs, and remove its record
@@ -145,8 +147,12 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
-    /// Print the custom resource definitions
-    Crd,
+    /// Print the custom resource definitions, for `kubectl apply -f -`
+    Crd {
+        /// Instead: a service account with exactly the rights that --store kube needs, in the namespace given by -n
+        #[arg(long)]
+        rbac: bool,
+    },
     /// Print the completions for a shell
     Completions {
         /// Which shell
@@ -231,6 +237,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Diff(diff) => diff.run(&global).await,
         Command::Wait(wait) => wait.run(&global).await,
         Command::Queue => get::queue(&global).await,
+        Command::Health => get::health(&global).await,
         Command::Kill(kill) => kill.run(&global).await,
         Command::Delete(delete) => delete.run(&global).await,
         Command::Suspend(suspend) => suspend.run(&global).await,
@@ -239,7 +246,11 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Halt { command } => command.run(&global).await,
         Command::Doctor(doctor) => doctor.run(&global),
         Command::Audit { command } => command.run(&global),
-        Command::Crd => {
+        Command::Crd { rbac: true } => {
+            out!("{}", crate::store::kube::rbac_yaml(&global.namespace).trim_end());
+            Ok(())
+        }
+        Command::Crd { rbac: false } => {
             out!("{}---\n{}", crate::api::schema::crd_yaml(Kind::Agent), crate::api::schema::crd_yaml(Kind::Halt).trim_end());
             Ok(())
         }

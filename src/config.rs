@@ -5,9 +5,11 @@
 //! Every limit has a unit, a default and a reason in its help text. No credential is ever a setting; how remotes are reached (`remotes`)
 //! names the files that hold some.
 
+mod folder;
 mod remotes;
 mod store;
 
+pub use folder::state_folder;
 pub use remotes::RemoteSettings;
 pub use store::StoreChoice;
 
@@ -38,7 +40,7 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub listen: Option<String>,
 
-    /// Where records are kept: embedded (one file in the state folder) or valkey [default: embedded, or valkey where its address is given]
+    /// Where records are kept: embedded (one file in the state folder), valkey or kube (the cluster that KUBECONFIG names, or that mosaic runs in) [default: embedded, or valkey where its address is given]
     #[arg(long, env = "MOSAIC_STORE", value_name = "STORE")]
     #[serde(deserialize_with = "scalar")]
     pub store: Option<String>,
@@ -67,6 +69,11 @@ pub struct Settings {
     #[arg(long, env = "MOSAIC_SANDBOX_IMAGE", value_name = "IMAGE")]
     #[serde(deserialize_with = "scalar")]
     pub sandbox_image: Option<String>,
+
+    /// Containers that are made and started ahead, 0 to 50, for agents that ask for no other image, runtime or limits; each takes some megabytes of memory, and nothing of an agent is in it [default: 0]
+    #[arg(long, env = "MOSAIC_WARM", value_name = "NUMBER")]
+    #[serde(deserialize_with = "scalar")]
+    pub warm: Option<String>,
 
     /// Folder beneath which repositories may be given as paths; repeatable. Your home folder is always one
     #[arg(long, env = "MOSAIC_LOCAL_REPOS", value_name = "FOLDER", value_delimiter = ':')]
@@ -232,6 +239,7 @@ impl Settings {
             valkey_prefix: self.valkey_prefix.or(other.valkey_prefix),
             driver: self.driver.or(other.driver),
             sandbox_image: self.sandbox_image.or(other.sandbox_image),
+            warm: self.warm.or(other.warm),
             local_repos: lists(self.local_repos, other.local_repos),
             tool_root: lists(self.tool_root, other.tool_root),
             allow_missing: lists(self.allow_missing, other.allow_missing),
@@ -265,6 +273,8 @@ pub struct Config {
     pub driver: Driver,
     /// Image of containers whose agents name none.
     pub sandbox_image: String,
+    /// Containers that are made and started ahead.
+    pub warm: usize,
     /// Folders beneath which repositories may be given as paths; absolute.
     pub local_repos: Vec<PathBuf>,
     /// Folders that sandboxes see read-only; absolute.
@@ -317,6 +327,7 @@ impl Config {
             ),
             driver: check.driver(settings.driver.as_deref()),
             sandbox_image: check.image(settings.sandbox_image),
+            warm: check.number("warm", settings.warm, 0, 0, 50),
             local_repos,
             tool_roots: check.folders("tool-root", settings.tool_root),
             allow_missing: check.primitives(settings.allow_missing),
@@ -455,20 +466,6 @@ impl Check {
     }
 }
 
-/// The state folder: what was given, else `$XDG_STATE_HOME/mosaic`, else `~/.local/state/mosaic`.
-/// # Errors
-/// Nothing was given and there is no home folder.
-pub fn state_folder(given: Option<PathBuf>, environment: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<PathBuf, ConfigError> {
-    if let Some(path) = given {
-        return Ok(std::path::absolute(&path).unwrap_or(path));
-    }
-    let absolute = |name: &str| environment(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    absolute("XDG_STATE_HOME")
-        .map(|p| p.join("mosaic"))
-        .or_else(|| absolute("HOME").map(|h| h.join(".local/state/mosaic")))
-        .ok_or_else(|| ConfigError::Values(vec!["state: there is no home folder; name a state folder with --state".to_owned()]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -502,6 +499,7 @@ mod tests {
         let url = Some("valkey://mosaic:hunter2@store.example.org:6379");
         assert_eq!(of(None, None).unwrap().store, StoreChoice::Embedded);
         assert_eq!(of(Some("embedded"), url).unwrap().store, StoreChoice::Embedded);
+        assert_eq!(of(Some("kube"), url).unwrap().store, StoreChoice::Kube);
         let chosen = of(None, url).unwrap();
         assert!(matches!(chosen.store, StoreChoice::Valkey { .. }));
         assert!(!format!("{chosen:?}").contains("hunter2"));
@@ -583,14 +581,5 @@ mod tests {
             assert!(error.contains(words), "{words:?} is missing in: {error}");
         }
         assert!(!error.contains("no-token"), "a value is never repeated: {error}");
-    }
-
-    #[test]
-    fn the_state_folder_follows_xdg_then_home() {
-        let of =
-            |xdg: Option<&str>, home: Option<&str>| state_folder(None, |name| if name == "HOME" { home } else { xdg }.map(Into::into)).ok();
-        assert_eq!(of(Some("/x"), Some("/h")), Some("/x/mosaic".into()));
-        assert_eq!(of(Some("relative"), Some("/h")), Some("/h/.local/state/mosaic".into()));
-        assert_eq!(of(None, None), None);
     }
 }

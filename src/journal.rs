@@ -7,11 +7,23 @@ use crate::api::agent::AgentStatus;
 use crate::api::condition;
 use crate::api::names::{Attempt, Uid};
 use crate::audit::{Audit, AuditError, Draft, Outcome};
+use crate::cleanups::Cleanups;
 use crate::controller::reconcile::{Journal, Transition};
 use crate::plan::action::{Action, Effect};
 use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+
+/// One entry, which is an event as well, for each clean-up.
+#[must_use]
+pub fn cleanups(audit: &Arc<Audit>) -> Cleanups {
+    let audit = audit.clone();
+    Cleanups::new(move |stray, text| {
+        if let Err(error) = audit.append(Draft::event(stray.reason(), text)) {
+            tracing::error!(%error, "the audit entry of a clean-up was lost");
+        }
+    })
+}
 
 /// Which intent each effect under way has.
 pub struct Ledger {
@@ -37,6 +49,7 @@ impl Ledger {
             }),
             outcome: Arc::new(move |effect, result| outcomes.outcome(effect, result)),
             transition: Arc::new(move |transition| transitions.transition(&transition)),
+            cleanups: cleanups(&self.audit),
         }
     }
 

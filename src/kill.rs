@@ -36,7 +36,7 @@ use crate::inside::wire::{FILE_STOPPED, Identity};
 use crate::sandbox::folder::RunFolder;
 use crate::store::Key;
 use crate::workspace::{Held, is_pushing};
-use book::Book;
+use book::{Book, judge_stray, open_of_prepared};
 use engine::{Answer, EnginePath, Saw};
 use k8s_openapi::jiff::Timestamp;
 use latch::{Latch, NOTE_TIME_MAX, Note};
@@ -101,7 +101,7 @@ impl Killer {
     /// Strikes what was found, by every path.
     fn strike(&self, round: &mut Round<'_>, found: Found, is_first: bool) {
         let Found { runs, held, known } = found;
-        let runs_of = runs.iter().map(|target| (&target.run.uid, &target.agent));
+        let runs_of = runs.iter().filter(|target| !target.is_prepared).map(|target| (&target.run.uid, &target.agent));
         let agents =
             runs_of.chain(held.iter().map(|agent| (&agent.uid, &agent.agent))).chain(known.iter().map(|(uid, agent)| (uid, agent)));
         let mut news = Vec::new();
@@ -125,10 +125,17 @@ impl Killer {
         for (target, struck) in runs.into_iter().zip(struck) {
             round.done.insert(target.run.clone());
             let said = answer.saw.get(&target.run).cloned();
-            round.seen.push((target, struck, said));
+            if target.is_prepared {
+                round.receipts.unknown.extend(open_of_prepared(&target, &struck, said.as_ref()));
+            } else {
+                round.seen.push((target, struck, said));
+            }
         }
-        round.notes = latch_notes(answer.strays.iter().map(|(container, ..)| &container.run.uid), round.request);
-        for stray in answer.strays {
+        let (prepared, strays): (Vec<_>, Vec<_>) = answer.strays.into_iter().partition(|(container, ..)| container.agent.is_empty());
+        let open = prepared.into_iter().map(judge_stray).filter(|(verdict, _)| *verdict != Verdict::DeadVerified);
+        round.receipts.unknown.extend(open.map(|(_, message)| message));
+        round.notes = latch_notes(strays.iter().map(|(container, ..)| &container.run.uid), round.request);
+        for stray in strays {
             round.done.insert(stray.0.run.clone());
             round.books.entry(stray.0.run.uid.clone()).or_insert_with(|| Book::new(&stray.0.agent)).take_stray(stray);
         }
@@ -174,7 +181,7 @@ impl Killer {
         }
         let hidden = self.without_folder(&runs, &held);
         let runs = runs.into_iter().chain(hidden).filter(|target| !round.done.contains(&target.run));
-        let runs = runs.filter(|target| is_meant(request, target.uid(), &target.agent));
+        let runs = runs.filter(|target| (request.all || !target.is_prepared) && is_meant(request, target.uid(), &target.agent));
         let held = held.into_iter().filter(|agent| !round.held.iter().any(|known| known.uid == agent.uid));
         let held = held.filter(|agent| is_meant(request, &agent.uid, &agent.agent));
         // Of everything the halt says enough.
@@ -190,7 +197,7 @@ impl Killer {
         let target = |(run, driver, identity): (RunId, Driver, Identity)| {
             let agent = held.iter().find(|agent| agent.uid == run.uid).map_or_else(|| run.uid.to_string(), |agent| agent.agent.clone());
             let folder = RunFolder::of(&self.state, &run);
-            Target { run, agent, driver, folder, groups: Vec::new(), remembered: Some(identity) }
+            Target { run, agent, driver, folder, groups: Vec::new(), remembered: Some(identity), is_prepared: false }
         };
         hidden.map(target).collect()
     }
@@ -244,12 +251,13 @@ impl Killer {
                 return Ok(None);
             }
         };
+        round.containers.extend(contained.iter().map(|target| target.container(&path.installation)));
         let strays = request.all || found.is_empty();
         if !strays && contained.is_empty() {
             return Ok(None);
         }
         let is_meant: engine::IsMeant = Arc::new(move |container| is_meant(&request, &container.run.uid, &container.agent));
-        let begun = engine::begin(&path, &contained, strays.then_some(is_meant), round.until);
+        let begun = engine::begin(&path, &contained, &round.containers, strays.then_some(is_meant), round.until);
         begun.map(Some).map_err(|e| format!("no thread could be made to ask the container engine: {e}"))
     }
 
@@ -288,6 +296,8 @@ struct Round<'a> {
     books: BTreeMap<Uid, Book>,
     /// Struck already.
     done: BTreeSet<RunId>,
+    /// Containers that have a folder, by name.
+    containers: BTreeSet<String>,
     /// Agents with a tree.
     held: Vec<Held>,
     /// Of those, who was pushed when it was asked to end.
@@ -312,6 +322,7 @@ impl<'a> Round<'a> {
             receipts: Receipts { halt: name, ..Receipts::default() },
             books: BTreeMap::new(),
             done: BTreeSet::new(),
+            containers: BTreeSet::new(),
             held: Vec::new(),
             pushing: BTreeSet::new(),
             notes: halt.into_iter().collect(),

@@ -27,14 +27,14 @@
 //! | module | question | notes |
 //! |---|---|---|
 //! | [`api`] | what is wanted | records shared by all stores; schema, CEL rules and typed names |
-//! | [`store`] | where it is kept | the Kubernetes API contract in small; keepers `embedded` and `valkey`; leases |
+//! | [`store`] | where it is kept | the Kubernetes API contract in small; keepers `embedded`, `valkey` and `kube`; leases |
 //! | [`plan`] | what to do next | pure: lifecycle, teardown, fleet, gates, retries, orphans, invariants |
 //! | [`effect`] | doing it | `World`: look and do; one arm per action; the in-flight table |
 //! | [`kill`] | ending, whatever else is stuck | latch, SIGKILL by every path, a look, receipts; asks neither store nor engine nor controller |
 //! | [`sandbox`] | where agents run | `Sandbox`: ensure, observe, stop, remove; drivers `process` and `docker`, `runs` what they share |
 //! | [`workspace`] | what agents work on | the one place that runs `git` is `workspace::remote` |
 //! | [`gates`], [`tools`] | what judges, with which tools | definitions come from the trusted branch only |
-//! | [`audit`], [`journal`] | what happened | append-only, chained; intent before each effect, outcome after |
+//! | [`audit`], [`journal`], [`cleanups`] | what happened | append-only, chained; intent before each effect, outcome after; what was swept up |
 //! | [`controller`] | again and again | triggers, one queue, one pass |
 //! | [`server`], [`client`], [`cli`] | front door | read and write records through `Store`; a kill goes to the lane first; never touch a sandbox otherwise |
 //! | [`up`], [`heap`], [`doctor`] | all of it together | the wiring of `mosaic up`; what its memory costs; what a host can do |
@@ -65,6 +65,8 @@ pub mod askpass;
 mod beneath;
 #[cfg(feature = "controller")]
 pub mod causes;
+#[cfg(feature = "controller")]
+pub mod cleanups;
 #[cfg(feature = "controller")]
 pub mod durable;
 #[cfg(feature = "controller")]

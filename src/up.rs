@@ -11,9 +11,10 @@ use crate::api::agent::Driver;
 use crate::api::names::{Secret, Uid};
 use crate::api::validate::ValidAgent;
 use crate::audit::{Audit, AuditOptions};
+use crate::cleanups::Cleanups;
 use crate::config::Config;
 use crate::controller::orphans::{self, Memory};
-use crate::controller::reconcile::Context;
+use crate::controller::reconcile::{Context, Journal, Transition};
 use crate::controller::trigger::Trigger;
 use crate::controller::{Controller, Progress};
 use crate::effect::flight::{Ended, Flights};
@@ -109,6 +110,7 @@ pub struct Running {
     closing: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
     background: Vec<JoinHandle<()>>,
+    sandbox: Arc<Drivers>,
     kept: keep::Kept,
 }
 
@@ -122,6 +124,11 @@ impl Running {
             }
         }
         self.background.iter().for_each(JoinHandle::abort);
+        let sandbox = self.sandbox;
+        let ending = tokio::task::spawn_blocking(move || sandbox.end_prepared());
+        if tokio::time::timeout(CONTROLLER_SHUTDOWN_MAX, ending).await.is_err() {
+            tracing::warn!("the engine did not remove what was prepared in time; the next start does");
+        }
         let _ = std::fs::remove_file(self.state.join("server"));
         self.kept.leadership.resign().await;
     }
@@ -135,14 +142,19 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     prepare_state(&config.state)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|source| UpError::Listen { listen: config.listen, source })?;
     let addr = listener.local_addr().map_err(|source| UpError::Listen { listen: config.listen, source })?;
-    let kept = keep::open(config).await?;
+    // On the heap: with a client's futures in it, that of the whole program would be nested too deeply for the compiler.
+    let kept = Box::pin(keep::open(config)).await?;
     let latch = Arc::new(Latch::open(&config.state).map_err(part("the latch of the kill lane"))?);
-    let mut parts = open_parts(config, kept.installation.clone(), latch.clone()).await?;
-    parts.notes.extend(kept.notes.iter().cloned());
     let audit = Arc::new(Audit::open(&config.state.join("audit"), "up", AuditOptions::default()).map_err(part("the audit log"))?);
+    let mut parts = open_parts(config, kept.installation.clone(), latch.clone(), crate::journal::cleanups(&audit)).await?;
+    parts.notes.extend(kept.notes.iter().cloned());
     let token = ensure_token(&config.state).map_err(|why| UpError::Part { part: "the HTTP server", why })?;
     let store = kept.store.clone();
     let metrics = Arc::new(Metrics::default());
+    if let Some(teller) = &kept.teller {
+        let about = "Kubernetes events that were not told: too many at once, or not taken";
+        metrics.register(|registry| registry.register("mosaic_events_dropped", about, teller.dropped()));
+    }
 
     let wired = wire(config, &kept, &parts, &audit, &latch);
     let lane = Arc::new(lane::start(config, &parts, &wired.ctx)?);
@@ -167,7 +179,8 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     ];
     write_server_file(&config.state, addr)?;
     let state = config.state.clone();
-    Ok(Running { addr, token, store, progress, notes: parts.notes, state, closing, tasks, background, kept })
+    let Parts { sandbox, notes, .. } = parts;
+    Ok(Running { addr, token, store, progress, notes, state, closing, tasks, background, sandbox, kept })
 }
 
 fn prepare_state(path: &Path) -> Result<(), UpError> {
@@ -193,10 +206,10 @@ struct Parts {
     notes: Vec<String>,
 }
 
-async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>) -> Result<Parts, UpError> {
+async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>, cleanups: Cleanups) -> Result<Parts, UpError> {
     let config = config.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let sandboxes = SandboxConfig { latch, ..sandbox_config(&config, installation)? };
+        let sandboxes = SandboxConfig { latch, cleanups: cleanups.clone(), ..sandbox_config(&config, installation)? };
         if !sandboxes.allow_missing.is_empty() {
             let missing = sandboxes.allow_missing.join(", ");
             tracing::warn!(missing, "sandboxes may start without these primitives of isolation and limits");
@@ -206,10 +219,14 @@ async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>) ->
         let (driver, why) = choose_driver(&sandbox, config.driver, &config.sandbox_image)?;
         sandbox.set_default(driver);
         let tree_mode = if sandbox.docker().sees_mounts() { TreeModeWish::Auto } else { TreeModeWish::Checkout };
-        let workspaces = WorkspaceConfig { tree_mode, ..workspace_config(&config) };
+        let workspaces = WorkspaceConfig { tree_mode, cleanups, ..workspace_config(&config) };
         let workspaces = Arc::new(Workspaces::open(workspaces).map_err(part("the workspaces"))?);
         let chosen = format!("sandboxes: {driver:?}; trees: {:?}", workspaces.tree_mode()).to_lowercase();
-        let notes = [chosen].into_iter().chain(why).chain(tools).collect();
+        let warm = (config.warm > 0).then(|| match sandbox.keep_warm(config.warm) {
+            Ok(()) => format!("containers are kept prepared: {}", config.warm),
+            Err(why) => format!("no containers are prepared: {why}"),
+        });
+        let notes = [chosen].into_iter().chain(why).chain(warm).chain(tools).collect();
         Ok(Parts { sandbox: Arc::new(sandbox), workspaces, notes })
     });
     opened.await.map_err(part("the sandboxes"))?
@@ -284,6 +301,7 @@ pub(crate) fn workspace_config(config: &Config) -> WorkspaceConfig {
         remotes: config.remotes.clone(),
         askpass: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
         limits: SnapshotLimits::default(),
+        cleanups: Cleanups::default(),
     }
 }
 
@@ -321,11 +339,23 @@ fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, l
         epoch: Arc::new(move || leadership.epoch()),
         latch: latch.clone(),
         clock: Arc::new(now),
-        journal: ledger.journal(),
+        journal: journal(&ledger, kept),
         wake,
         own_writes: Mutex::default(),
     });
     Wired { controller: Controller::new(ctx.clone(), trigger, queue), ctx }
+}
+
+/// Where passes tell what they do: the audit log, and whoever tells people beside the records.
+fn journal(ledger: &Arc<Ledger>, kept: &keep::Kept) -> Journal {
+    let journal = ledger.journal();
+    let Some(teller) = kept.teller.clone() else { return journal };
+    let audit = journal.transition.clone();
+    let transition = move |transition: Transition| {
+        teller.tell(&transition.key, &transition.uid, &transition.before, &transition.after);
+        audit(transition);
+    };
+    Journal { transition: Arc::new(transition), ..journal }
 }
 
 /// The time, to the microsecond: records keep no more, and a status must equal itself after a round trip.

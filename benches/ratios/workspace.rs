@@ -224,6 +224,7 @@ fn config(state: &Path, repositories: &Path, mode: TreeModeWish) -> WorkspaceCon
         remotes: Vec::new(),
         askpass: PathBuf::from(env!("CARGO_BIN_EXE_mosaic")),
         limits: SnapshotLimits::default(),
+        cleanups: mosaic::cleanups::Cleanups::default(),
     }
 }
 

@@ -153,6 +153,14 @@ impl Get {
     }
 }
 
+/// `mosaic health`.
+pub(super) async fn health(global: &Global) -> Result<(), Failure> {
+    let health = global.client()?.health().await?;
+    let status = health["status"].as_str().unwrap_or("unknown");
+    out!("{status}, up for {} s", health["uptime"]);
+    if status == "healthy" { Ok(()) } else { Err(Failure::failed(format!("the server says that it is {status}"))) }
+}
+
 /// `mosaic queue`.
 pub(super) async fn queue(global: &Global) -> Result<(), Failure> {
     let queue = global.client()?.queue().await?;

@@ -80,7 +80,7 @@ fn after(mut seen: Observed, id: &ActionId, now: Timestamp) -> Observed {
                 sandboxes.retain(|seen| seen.run != *run);
                 let state = SandboxState::Running { since: now, last_sign_at: now, progress: None };
                 let (driver, id, isolation) = Default::default();
-                sandboxes.push(SandboxSeen { run: run.clone(), driver, id, isolation, state });
+                sandboxes.push(SandboxSeen { run: run.clone(), driver, id, isolation, state, doing: None });
             }
             _ => {}
         }

@@ -2,9 +2,10 @@
 
 use crate::api::names::Uid;
 use crate::causes;
+use crate::cleanups::{Cleanups, Stray};
 use crate::controller::reconcile::Context;
 use crate::plan::observed::Inventory;
-use crate::plan::orphans::{KnownRecords, plan_orphans};
+use crate::plan::orphans::{KnownRecords, OrphanAction, plan_orphans};
 use crate::store::{Kind, Record, StoreError};
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,17 @@ pub async fn run(ctx: Arc<Context>, memory: Memory) {
     }
 }
 
+fn tell(cleanups: &Cleanups, action: &OrphanAction) {
+    match action {
+        // Its removal is told, which comes next.
+        OrphanAction::StopSandbox(_) => {}
+        OrphanAction::RemoveSandbox(run) => cleanups.tell(Stray::Sandbox, &format!("{run}, whose agent has no record")),
+        OrphanAction::RemoveWorkspace(uid) => {
+            cleanups.tell(Stray::Tree, &format!("that of agent {uid}, which has no record; what was not pushed is under refs/rescue"));
+        }
+    }
+}
+
 async fn pass(ctx: &Context, memory: &Memory, warned: &mut bool) -> Result<(), String> {
     let Some(epoch) = (ctx.epoch)() else { return Ok(()) };
     let inventory = ctx.world.inventory().await.map_err(|error| error.to_string())?;
@@ -117,8 +129,9 @@ async fn pass(ctx: &Context, memory: &Memory, warned: &mut bool) -> Result<(), S
     let uids = records.try_filter_map(uid_of).try_collect().await.map_err(|error: StoreError| causes::one_line(&error))?;
     for action in plan_orphans(&inventory, &KnownRecords { uids, amnesia: forgot.is_some() }) {
         tracing::info!(?action, "removing what has no record");
-        if let Err(error) = ctx.world.apply_orphan(epoch, action.clone()).await {
-            tracing::warn!(?action, %error, "could not remove what has no record; it is tried again");
+        match ctx.world.apply_orphan(epoch, action.clone()).await {
+            Ok(()) => tell(&ctx.journal.cleanups, &action),
+            Err(error) => tracing::warn!(?action, %error, "could not remove what has no record; it is tried again"),
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 use crate::api::agent::AgentStatus;
 use crate::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Epoch, FINALIZER, Uid};
 use crate::api::validate::{ValidAgent, validate};
+use crate::cleanups::Cleanups;
 use crate::controller::foresight::{Foresight, foresee};
 use crate::controller::own::{OwnWrite, version_of};
 use crate::effect::{EffectError, Subject, World};
@@ -57,13 +58,20 @@ pub struct Journal {
     pub outcome: OnOutcome,
     /// After each stored status.
     pub transition: OnTransition,
+    /// After each clean-up.
+    pub cleanups: Cleanups,
 }
 
 impl Journal {
     /// Tells nobody: for simulations and measurements.
     #[must_use]
     pub fn silent() -> Self {
-        Self { intent: Arc::new(|_| ready(Ok(())).boxed()), outcome: Arc::new(|_, _| ()), transition: Arc::new(|_| ()) }
+        Self {
+            intent: Arc::new(|_| ready(Ok(())).boxed()),
+            outcome: Arc::new(|_, _| ()),
+            transition: Arc::new(|_| ()),
+            cleanups: Cleanups::default(),
+        }
     }
 }
 

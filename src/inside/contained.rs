@@ -19,10 +19,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// How long it is asked for the spec where nobody answers: a controller that restarts takes less.
+/// How long it is asked for the spec where nobody answers: a controller that restarts takes less. Also how long one connection is waited on.
 const PATIENCE_MILLIS: u64 = 30_000;
 /// Pause between two tries.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// A connection that stood so long was no refusal: what comes next is asked at once.
+const STOOD_MILLIS: u64 = 100;
 /// How long an answer that has begun may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// Largest answer.
@@ -74,15 +76,23 @@ fn prepare(handover: Handover, files: &Files) -> Result<ExitReport, String> {
     Ok(report)
 }
 
-/// Asks until there is an answer; nobody's answer for `PATIENCE_MILLIS` is the end. While a connection stands, somebody will answer.
+/// Asks until there is an answer; nobody's answer for `PATIENCE_MILLIS` is the end. While a connection stands, somebody will answer: who has
+/// prepared this container ahead holds it, and renews it by closing it for another one.
 fn ask() -> Option<(Handover, Files)> {
     let mut give_up_at = system::boot_millis() + PATIENCE_MILLIS;
     while system::boot_millis() < give_up_at {
         if let Ok(mut stream) = UnixStream::connect(format!("{CONTROL_INSIDE}/{SOCKET_FILES}")) {
+            let asked_at = system::boot_millis();
             match receive(&mut stream) {
                 Ok(Some(answer)) => return Some(answer),
-                // Whoever was there has gone: the next one gets the full time.
-                Ok(None) => give_up_at = give_up_at.max(system::boot_millis() + PATIENCE_MILLIS / 2),
+                // Whoever was there has gone: the next one gets time, and may be there already.
+                Ok(None) => {
+                    let now = system::boot_millis();
+                    give_up_at = give_up_at.max(now + PATIENCE_MILLIS / 2);
+                    if now > asked_at + STOOD_MILLIS {
+                        continue;
+                    }
+                }
                 Err(_) => {}
             }
         }
@@ -96,6 +106,7 @@ fn receive(stream: &mut UnixStream) -> io::Result<Option<(Handover, Files)>> {
     let mut header = [0; 8];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    stream.set_read_timeout(Some(Duration::from_millis(PATIENCE_MILLIS)))?;
     let received = rustix::net::recvmsg(&*stream, &mut [IoSliceMut::new(&mut header)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     if received.bytes == 0 {
         return Ok(None);

@@ -12,8 +12,8 @@ use crate::inside::output::Ring;
 use crate::inside::selftest::Confinement;
 use crate::inside::system;
 use crate::inside::wire::{
-    ExitCause, ExitReport, GrantAnswer, GrantRequest, HOME, LaunchSpec, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, USER, Word,
-    hold_millis,
+    ExitCause, ExitReport, GrantAnswer, GrantRequest, HOME, LaunchSpec, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, USER, WORKSPACE,
+    Word, hold_millis,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -136,7 +136,7 @@ fn execute(spec: &LaunchSpec, confinement: Confinement, doors: Doors) -> Result<
     let (read, stdout, stderr) = pipes().map_err(|e| format!("failed to make a pipe: {e}"))?;
     link_home(spec);
     let mut command = Command::new(program);
-    command.args(args).env_clear().envs(environment(spec)).current_dir("/workspace");
+    command.args(args).env_clear().envs(environment(spec)).current_dir(WORKSPACE);
     command.stdin(Stdio::null()).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
     // SAFETY: setsid, write, setrlimit, sigprocmask, the calls of seccomp and Landlock and close_range are async-signal-safe; nothing is allocated.
     unsafe {

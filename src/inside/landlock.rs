@@ -4,7 +4,7 @@
 //! of one place work. Abstract sockets and signals stay within the agent's own domain where the kernel can do that, so that init is out of
 //! reach by both. TCP is left alone: the net namespace has nothing but its own loopback interface, which tests need.
 
-use crate::inside::wire::HOME;
+use crate::inside::wire::{HOME, WORKSPACE};
 use rustix::fs::{Mode, OFlags};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -53,7 +53,7 @@ pub const PLACES: &[(&str, u64)] = &[
     ("/dev", READ | WRITE_FILE | TRUNCATE | IOCTL_DEV),
     ("/dev/shm", OWN),
     ("/tmp", OWN),
-    ("/workspace", OWN),
+    (WORKSPACE, OWN),
     (HOME, OWN),
     ("/mosaic/out", OWN),
 ];

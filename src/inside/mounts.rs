@@ -5,7 +5,7 @@
 //! Sources are paths that the controller chose; nothing in them is read here.
 
 use crate::inside::landlock::FORBIDDEN_FILE;
-use crate::inside::wire::{FILE_TASK, FOLDER_CONTROL, FOLDER_LINK, FOLDER_OUT, HOME, LaunchSpec, USER};
+use crate::inside::wire::{FILE_TASK, FOLDER_CONTROL, FOLDER_LINK, FOLDER_OUT, HOME, LaunchSpec, USER, WORKSPACE};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use std::ffi::CString;
 use std::fs;
@@ -69,7 +69,7 @@ pub fn enter_new_root(spec: &LaunchSpec) -> Outcome<()> {
     bind_run(spec, &folder)?;
     leave_host()?;
     crate::inside::system::set_mount_attributes_here(READ_ONLY).map_err(because("make read-only", host))?;
-    std::env::set_current_dir("/workspace").map_err(because("enter", Path::new("/workspace")))
+    std::env::set_current_dir(WORKSPACE).map_err(because("enter", Path::new(WORKSPACE)))
 }
 
 /// Makes the current folder the root, and lets go of the host's.

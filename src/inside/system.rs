@@ -4,7 +4,7 @@ use crate::inside::wire::Identity;
 use rustix::process::Pid;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// Longest file of `/proc` that is read.
@@ -96,22 +96,29 @@ pub fn wait_for(pid: Pid) -> io::Result<Waited> {
 /// # Errors
 /// The path is no mount point, or the kernel is older than 5.12.
 pub fn set_mount_attributes(path: &Path, attributes: u64) -> io::Result<()> {
-    change_mount(path, attributes, libc::AT_RECURSIVE)
+    change_mount(libc::AT_FDCWD, path, attributes, 0, libc::AT_RECURSIVE)
 }
 
 /// Sets attributes of the mount at the working directory alone.
 /// # Errors
 /// As `set_mount_attributes`.
 pub fn set_mount_attributes_here(attributes: u64) -> io::Result<()> {
-    change_mount(Path::new("."), attributes, 0)
+    change_mount(libc::AT_FDCWD, Path::new("."), attributes, 0, 0)
 }
 
-fn change_mount(path: &Path, attributes: u64, flags: libc::c_int) -> io::Result<()> {
+/// Sets attributes of a mount that is held open, and parts it from whatever it was copied from: nothing that is mounted there comes here.
+/// # Errors
+/// As `set_mount_attributes`.
+pub fn close_off_mount(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
+    change_mount(mount.as_raw_fd(), Path::new(""), attributes, libc::MS_PRIVATE, libc::AT_EMPTY_PATH)
+}
+
+fn change_mount(folder: RawFd, path: &Path, attributes: u64, propagation: u64, flags: libc::c_int) -> io::Result<()> {
     let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
-    let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation, userns_fd: 0 };
     // SAFETY: the path ends with NUL, the struct is valid, and its size is given.
     let result = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, path.as_ptr(), flags, &raw const attributes, size_of::<libc::mount_attr>())
+        libc::syscall(libc::SYS_mount_setattr, folder, path.as_ptr(), flags, &raw const attributes, size_of::<libc::mount_attr>())
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

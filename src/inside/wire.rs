@@ -54,6 +54,10 @@ pub const INIT_INSIDE: &str = "/mosaic/init";
 pub const PATH_GRANT: &str = "/v1/grant";
 /// Path of the renewal.
 pub const PATH_RENEW: &str = "/v1/renew";
+/// The tree inside; also the working directory.
+pub const WORKSPACE: &str = "/workspace";
+/// Objects of the base repository inside.
+pub const BASE_OBJECTS_INSIDE: &str = "/mosaic/base/objects";
 /// HOME inside.
 pub const HOME: &str = "/home/agent";
 /// The agent's login name inside.

@@ -4,6 +4,7 @@ use super::engine::Saw;
 use super::millis;
 use super::receipt::{Receipt, Steps, Verdict};
 use super::strike::{Seen, Struck};
+use super::targets::Target;
 use crate::api::names::{RunId, Uid};
 use crate::sandbox::docker::engine::Container;
 use std::time::Instant;
@@ -41,16 +42,10 @@ impl Book {
         self.judged(verdict, message, struck.signalled.is_some() || said.is_some());
     }
 
-    pub(super) fn take_stray(&mut self, (container, saw, at): (Container, Saw, Instant)) {
+    pub(super) fn take_stray(&mut self, stray: (Container, Saw, Instant)) {
+        let at = stray.2;
         self.engine = self.engine.max(Some(at));
-        let (verdict, message) = match saw {
-            Saw::None | Saw::Dead => {
-                (Verdict::DeadVerified, format!("container {} had no folder; the engine says that it is dead", container.name))
-            }
-            Saw::Runs => (Verdict::Failed, format!("container {} still runs", container.name)),
-            Saw::Coming => (Verdict::RevokedUnverified, format!("container {} may still come", container.name)),
-            Saw::Unknown(why) => (Verdict::RevokedUnverified, format!("container {}: {why}", container.name)),
-        };
+        let (verdict, message) = judge_stray(stray);
         if verdict == Verdict::DeadVerified {
             self.dead = self.dead.max(Some(at));
         }
@@ -82,6 +77,24 @@ impl Book {
         let steps = Steps { latched, signalled: after(self.signalled), engine: after(self.engine), dead };
         Receipt { agent_id: uid, agent: self.agent, verdict: self.verdict, runs: self.runs, steps, message: self.message }
     }
+}
+
+/// What is to be said of a container without a folder: the engine's word is all there is.
+pub(super) fn judge_stray((container, saw, _): (Container, Saw, Instant)) -> (Verdict, String) {
+    let name = container.name;
+    match saw {
+        Saw::None | Saw::Dead => (Verdict::DeadVerified, format!("container {name} had no folder; the engine says that it is dead")),
+        Saw::Runs => (Verdict::Failed, format!("container {name} still runs")),
+        Saw::Coming => (Verdict::RevokedUnverified, format!("container {name} may still come")),
+        Saw::Unknown(why) => (Verdict::RevokedUnverified, format!("container {name}: {why}")),
+    }
+}
+
+/// What is open of a container that was prepared for an agent; it is in no agent's book. `None`: it was seen dead.
+pub(super) fn open_of_prepared(target: &Target, struck: &Struck, said: Option<&(Saw, Instant)>) -> Option<String> {
+    // Whatever still comes of it executes nothing: it has no agent.
+    let (verdict, message) = judge(&target.run, &struck.seen, struck.signalled.is_some(), said.map(|(saw, _)| saw), true);
+    (verdict != Verdict::DeadVerified).then(|| format!("a container that waited for an agent: {message}"))
 }
 
 /// What is to be said of one run: the kernel's word where it has one, else the engine's; what nobody could look at is unknown, never gone.

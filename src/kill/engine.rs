@@ -7,7 +7,7 @@
 
 use crate::api::names::RunId;
 use crate::kill::targets::Target;
-use crate::sandbox::docker::engine::{Container, Engine, EngineError, Status, container_name};
+use crate::sandbox::docker::engine::{Container, Engine, EngineError, Status};
 use crate::sandbox::kill::{self as process, Life};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -109,23 +109,29 @@ impl Answer {
 /// Which containers without a folder are meant.
 pub type IsMeant = Arc<dyn Fn(&Container) -> bool + Send + Sync>;
 
-/// Begins. Without `is_meant` nobody looks for containers without a folder.
+/// Begins. Without `is_meant` nobody looks for containers without a folder; those that are `known`, by name, have one.
 /// # Errors
 /// No thread could be made.
-pub fn begin(path: &EnginePath, targets: &[Target], is_meant: Option<IsMeant>, until: Instant) -> io::Result<JoinHandle<Answer>> {
-    let (path, targets) = (path.clone(), targets.to_vec());
+pub fn begin(
+    path: &EnginePath,
+    targets: &[Target],
+    known: &BTreeSet<String>,
+    is_meant: Option<IsMeant>,
+    until: Instant,
+) -> io::Result<JoinHandle<Answer>> {
+    let (path, targets, known) = (path.clone(), targets.to_vec(), known.clone());
     std::thread::Builder::new().name("mosaic-kill-engine".to_owned()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(e) => return Answer::blind(format!("the container engine could not be asked: {e}")),
         };
-        let answer = runtime.block_on(strike(&path, &targets, is_meant.as_ref(), until));
+        let answer = runtime.block_on(strike(&path, &targets, &known, is_meant.as_ref(), until));
         runtime.shutdown_background();
         answer
     })
 }
 
-async fn strike(path: &EnginePath, targets: &[Target], is_meant: Option<&IsMeant>, until: Instant) -> Answer {
+async fn strike(path: &EnginePath, targets: &[Target], known: &BTreeSet<String>, is_meant: Option<&IsMeant>, until: Instant) -> Answer {
     let (hidden, shown): (Vec<&Target>, Vec<&Target>) = targets.iter().partition(|target| is_hidden(target));
     let hedged = async {
         let ask_at = (Instant::now() + HEDGE).min(until);
@@ -134,10 +140,9 @@ async fn strike(path: &EnginePath, targets: &[Target], is_meant: Option<&IsMeant
         }
         end_all(path, shown.into_iter().filter(|target| is_alive(target)).collect(), until).await
     };
-    let known: BTreeSet<&RunId> = targets.iter().map(|target| &target.run).collect();
     let strays = async {
         match is_meant {
-            Some(is_meant) => end_strays(path, &known, is_meant, until).await,
+            Some(is_meant) => end_strays(path, known, is_meant, until).await,
             None => Ok(Vec::new()),
         }
     };
@@ -150,7 +155,7 @@ async fn strike(path: &EnginePath, targets: &[Target], is_meant: Option<&IsMeant
 async fn end_all(path: &EnginePath, targets: Vec<&Target>, until: Instant) -> BTreeMap<RunId, (Saw, Instant)> {
     let mut calls = Vec::new();
     for target in targets {
-        let name = container_name(&path.installation, &target.run);
+        let name = target.container(&path.installation);
         let may_come = || target.is_unanswered().unwrap_or(true);
         calls.push(async move { (target.run.clone(), end(&path.engine, &name, may_come, until).await) });
     }
@@ -160,14 +165,14 @@ async fn end_all(path: &EnginePath, targets: Vec<&Target>, until: Instant) -> BT
 /// Ends containers of ours that have no folder. The error is why nobody can tell whether there are any.
 async fn end_strays(
     path: &EnginePath,
-    known: &BTreeSet<&RunId>,
+    known: &BTreeSet<String>,
     is_meant: &IsMeant,
     until: Instant,
 ) -> Result<Vec<(Container, Saw, Instant)>, String> {
     let listed = tokio::time::timeout_at((Instant::now() + LIST_TIME_MAX).min(until).into(), path.engine.ours(&path.installation)).await;
     let found = listed.map_err(|_| "the engine did not answer in time".to_owned())?.map_err(|e| words(&e))?;
     let mut calls = Vec::new();
-    for container in found.into_iter().filter(|container| !known.contains(&container.run) && is_meant(container)) {
+    for container in found.into_iter().filter(|container| !known.contains(&container.name) && is_meant(container)) {
         calls.push(async move {
             let (saw, at) = end(&path.engine, &container.id, || false, until).await;
             (container, saw, at)

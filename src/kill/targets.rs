@@ -4,7 +4,8 @@
 use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
 use crate::inside::wire::{FILE_CONTAINER, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_WAIT, Identity};
-use crate::sandbox::folder::{RunFolder, StoredSpec};
+use crate::sandbox::docker::engine::container_name;
+use crate::sandbox::folder::{FILE_PREPARED, FOLDER_PREPARED, MadeContainer, PreparedContainer, RunFolder, StoredSpec};
 use crate::workspace::{self, Held};
 use std::fs;
 use std::io;
@@ -25,6 +26,8 @@ pub struct Target {
     pub groups: Vec<PathBuf>,
     /// Its init as the controller remembers it, where its folder says nothing any more.
     pub remembered: Option<Identity>,
+    /// A container that waits for an agent: it is no agent's, and a kill of everything ends it.
+    pub is_prepared: bool,
 }
 
 impl Target {
@@ -42,12 +45,23 @@ impl Target {
         self.folder.read(FILE_LAUNCHER)
     }
 
-    /// Whether its create was asked for and never answered: something may still come of it.
+    /// Name of its container.
+    #[must_use]
+    pub fn container(&self, installation: &str) -> String {
+        let made: Option<MadeContainer> = self.folder.read(FILE_CONTAINER).ok().flatten();
+        made.map_or_else(|| container_name(installation, &self.run), |made| made.name)
+    }
+
+    /// Whether its create was asked for and never answered: something may still come of it. What has no agent executes nothing whatever comes.
     /// # Errors
     /// Could not look.
     pub fn is_unanswered(&self) -> io::Result<bool> {
         let is_there = |name: &str| fs::exists(self.folder.path().join(name));
-        Ok(self.driver == Driver::Docker && !is_there(FILE_CONTAINER)? && !is_there(FILE_IDENTITY)? && !is_there(FILE_WAIT)?)
+        Ok(!self.is_prepared
+            && self.driver == Driver::Docker
+            && !is_there(FILE_CONTAINER)?
+            && !is_there(FILE_IDENTITY)?
+            && !is_there(FILE_WAIT)?)
     }
 
     /// Its agent.
@@ -68,30 +82,49 @@ pub struct Targets {
     pub unreadable: Vec<String>,
 }
 
-/// Reads the runs and trees of a state folder.
+/// Reads the runs and trees of a state folder, and what is prepared for some.
 /// # Errors
 /// The runs cannot be listed: nothing can be said then.
 pub fn find(state: &Path) -> io::Result<Targets> {
     // Trees that cannot be listed keep nothing alive that runs.
     let (held, unreadable) = workspace::held(state).unwrap_or_else(|e| (Vec::new(), vec![format!("the trees cannot be listed: {e}")]));
     let mut found = Targets { runs: Vec::new(), held, unreadable };
-    let entries = match fs::read_dir(state.join("runs")) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
-        other => other?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        // What is being removed had been seen dead.
-        let is_run = entry.file_type()?.is_dir() && !entry.file_name().as_encoded_bytes().starts_with(b".");
-        if is_run {
-            match read(entry.path()) {
-                Ok(Some(target)) => found.runs.push(target),
-                Ok(None) => {}
-                Err(why) => found.unreadable.push(format!("{}: {why}", entry.path().display())),
+    // What is prepared first: it becomes a run's, and is found there then.
+    for (folder, read) in [(FOLDER_PREPARED, read_prepared as fn(PathBuf) -> _), ("runs", read)] {
+        let entries = match fs::read_dir(state.join(folder)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            // What is being removed had been seen dead.
+            let is_run = entry.file_type()?.is_dir() && !entry.file_name().as_encoded_bytes().starts_with(b".");
+            if is_run {
+                match read(entry.path()) {
+                    Ok(Some(target)) => found.runs.push(target),
+                    Ok(None) => {}
+                    Err(why) => found.unreadable.push(format!("{}: {why}", entry.path().display())),
+                }
             }
         }
     }
     Ok(found)
+}
+
+/// `None`: nothing was made for it yet, or it has just become a run's.
+fn read_prepared(path: PathBuf) -> Result<Option<Target>, String> {
+    let folder = RunFolder::at(path);
+    let prepared: Option<PreparedContainer> = folder.read(FILE_PREPARED).map_err(|e| e.to_string())?;
+    let groups = folder.groups().map_err(|e| e.to_string())?;
+    Ok(prepared.map(|PreparedContainer { run, .. }| Target {
+        agent: run.uid.to_string(),
+        run,
+        driver: Driver::Docker,
+        folder,
+        groups,
+        remembered: None,
+        is_prepared: true,
+    }))
 }
 
 /// `None`: a folder without an intent, for which nothing was started.
@@ -105,5 +138,5 @@ fn read(path: PathBuf) -> Result<Option<Target>, String> {
     let mut groups = spec.launch.limits.groups;
     groups.extend(folder.groups().map_err(|e| e.to_string())?);
     let agent = if spec.agent.is_empty() { spec.run.uid.to_string() } else { spec.agent };
-    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups, remembered: None }))
+    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups, remembered: None, is_prepared: false }))
 }

@@ -279,7 +279,12 @@ fn ran(plan: &mut Plan, step: &Step<'_>) -> bool {
             take_worktree(plan, step);
             match &seen.state {
                 SandboxState::Preparing if !retry_is_due(plan, step) => {}
-                SandboxState::Preparing => plan.act(ensure_agent(plan, run), step.observed, step.now, reason::STARTING_SANDBOX),
+                SandboxState::Preparing => {
+                    plan.act(ensure_agent(plan, run), step.observed, step.now, reason::STARTING_SANDBOX);
+                    if let (Some(doing), Some(waiting)) = (&seen.doing, plan.waiting.last_mut()) {
+                        waiting.message.clone_from(doing);
+                    }
+                }
                 SandboxState::Running { last_sign_at, progress, .. } => running(plan, step, seen, *last_sign_at, progress.as_ref()),
                 SandboxState::Ended(end) => ended(plan, step, end),
             }

@@ -41,6 +41,8 @@ pub struct SandboxSeen {
     pub isolation: Vec<String>,
     /// Where it is.
     pub state: SandboxState,
+    /// What goes on while it is made, where that can take long: an image is pulled.
+    pub doing: Option<String>,
 }
 
 /// Where a sandbox is.

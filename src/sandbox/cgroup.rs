@@ -9,6 +9,7 @@
 
 use crate::api::names::RunId;
 use crate::api::validate::Limits;
+use crate::cleanups::{Cleanups, Stray};
 use crate::inside::{limits, system};
 use crate::sandbox::folder::{hash, short};
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,7 +122,7 @@ impl Hierarchies {
 
     /// Removes every group of this installation whose run is not known; what still lives in one is ended first. What is known is asked
     /// after a group was found: who makes one is known before.
-    pub fn sweep(&self, known: &dyn Fn() -> BTreeSet<String>) {
+    pub fn sweep(&self, known: &dyn Fn() -> BTreeSet<String>, cleanups: &Cleanups) {
         let places: BTreeSet<&PathBuf> = self.one.values().chain(self.two.iter().map(|(place, _)| place)).collect();
         for place in places {
             let names = fs::read_dir(place).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -131,8 +132,9 @@ impl Hierarchies {
             for name in found.iter().filter(|name| !known.contains(&name.to_string_lossy()[self.prefix.len()..])) {
                 let group = [place.join(name)];
                 kill(&group);
-                if let Err(e) = remove(&group, Duration::from_secs(1)) {
-                    tracing::warn!(group = %group[0].display(), error = %e, "a control group without a run could not be removed");
+                match remove(&group, Duration::from_secs(1)) {
+                    Ok(()) => cleanups.tell(Stray::Group, &group[0].display().to_string()),
+                    Err(e) => tracing::warn!(group = %group[0].display(), error = %e, "a control group without a run could not be removed"),
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! What all drivers are told alike: where the state is, who sandboxes are, how long things may take.
 
+use crate::cleanups::Cleanups;
 use crate::kill::latch::Latch;
 use crate::tools::ToolRoot;
 use std::path::PathBuf;
@@ -59,6 +60,8 @@ pub struct SandboxConfig {
     pub output_bytes_max: u64,
     /// What was killed or halted outside the store: it is granted no start.
     pub latch: Arc<Latch>,
+    /// Told of what is swept up.
+    pub cleanups: Cleanups,
 }
 
 impl SandboxConfig {
@@ -76,6 +79,7 @@ impl SandboxConfig {
             start_timeout: Duration::from_secs(20),
             output_bytes_max: 8 * 1024 * 1024,
             latch: Arc::default(),
+            cleanups: Cleanups::default(),
         }
     }
 }

@@ -16,23 +16,28 @@ mod body;
 mod bridge;
 pub mod engine;
 pub mod facts;
+mod graft;
 pub mod host;
 pub mod image;
 pub mod labels;
 mod maker;
+pub(crate) mod warm;
 
-use crate::inside::wire::FILE_CONTAINER;
+use crate::api::names::RunId;
+use crate::api::validate::Limits;
+use crate::inside::wire::{FILE_CONTAINER, ToolMount};
 use crate::sandbox::config::SandboxConfig;
-use crate::sandbox::folder::{ContainerSpec, MadeContainer, StoredSpec, hash};
+use crate::sandbox::folder::{ContainerSpec, MadeContainer, RunFolder, StoredSpec, hash};
 use crate::sandbox::runs::{Run, failed};
 use crate::sandbox::{Refusal, SandboxError};
 use crate::tools::{self, ToolRoot};
+use bollard::models::ContainerCreateBody;
 use bridge::Bridge;
 use engine::{ContainerState, Engine, EngineError, container_name};
 use facts::Facts;
 use host::HostPaths;
 use image::FoundImage;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -89,6 +94,10 @@ pub struct Docker {
     /// What the engine is, once it was asked.
     known: Mutex<Option<Arc<Known>>>,
     sees_mounts: AtomicBool,
+    /// A sandbox of this driver has looked at itself.
+    proven: AtomicBool,
+    /// Containers that are made ahead.
+    warm: Arc<warm::Pool>,
     /// Images that were found a moment ago.
     images: Mutex<BTreeMap<String, (Instant, FoundImage)>>,
 }
@@ -106,8 +115,9 @@ impl Docker {
     pub(crate) fn new(config: Arc<SandboxConfig>, docker: DockerConfig) -> io::Result<Self> {
         let engine = Engine::connect(docker.host.as_deref()).map_err(|e| crate::causes::one_line(&e));
         let starts = Arc::new(Semaphore::new(docker.starts_max));
-        let (known, sees_mounts, images) = (Mutex::default(), AtomicBool::new(true), Mutex::default());
-        Ok(Self { config, docker, engine, bridge: Bridge::new()?, starts, known, sees_mounts, images })
+        let (known, images, warm) = (Mutex::default(), Mutex::default(), Arc::default());
+        let (sees_mounts, proven) = (AtomicBool::new(true), AtomicBool::new(false));
+        Ok(Self { config, docker, engine, bridge: Bridge::new()?, starts, known, sees_mounts, proven, warm, images })
     }
 
     /// The client.
@@ -135,8 +145,14 @@ impl Docker {
         self.sees_mounts.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn set_sees_mounts(&self, sees: bool) {
-        self.sees_mounts.store(sees, Ordering::SeqCst);
+    /// The driver's own test has gone well; whether it saw what we mount.
+    pub(crate) fn set_proven(&self, sees_mounts: bool) {
+        self.sees_mounts.store(sees_mounts, Ordering::SeqCst);
+        self.proven.store(true, Ordering::SeqCst);
+    }
+
+    fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::SeqCst)
     }
 
     /// Asks the engine what it is, unless that is known, and prepares for it.
@@ -232,14 +248,19 @@ impl Docker {
         found.map(|found| found.is_some()).map_err(|e| image::failure(&image, &e))
     }
 
-    /// Finds an image, pulling it if it is not there; `is_over` breaks a pull off.
-    pub(crate) fn provide(&self, image: &str, is_over: &dyn Fn() -> bool) -> Result<FoundImage, SandboxError> {
+    /// Finds the image of a run, pulling it if it is not there: the run says how far that is, and its end breaks it off.
+    pub(crate) fn provide_for(&self, run: &Arc<Run>, image: &str) -> Result<FoundImage, SandboxError> {
+        let telling = run.clone();
+        self.provide(image, &|| run.folder.is_stopped().unwrap_or(false), Box::new(move |text| telling.say(Some(text))))
+    }
+
+    fn provide(&self, image: &str, is_over: &dyn Fn() -> bool, tell: image::Tell) -> Result<FoundImage, SandboxError> {
         let images = || self.images.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, found)) = images().get(image).filter(|(at, _)| at.elapsed() < IMAGE_FRESH) {
             return Ok(found.clone());
         }
         let machine = self.must_know()?.facts.machine();
-        let found = image::provide(&self.bridge, self.engine()?.clone(), image, &machine, is_over)?;
+        let found = image::provide(&self.bridge, self.engine()?.clone(), image, &machine, is_over, tell)?;
         let mut images = images();
         images.retain(|_, (at, _)| at.elapsed() < IMAGE_FRESH);
         images.insert(image.to_owned(), (Instant::now(), found.clone()));
@@ -248,8 +269,38 @@ impl Docker {
 
     /// What the engine says of a run's container; `None`: there is none.
     fn look(&self, run: &Run) -> Result<Option<ContainerState>, SandboxError> {
-        let (engine, name) = (self.engine()?.clone(), container_name(&self.config.installation, &run.id));
-        self.bridge.wait(async move { engine.state(&name).await }).map_err(engine_failed(run, "look at"))
+        let (engine, name) = (self.engine()?.clone(), self.name_of(run).map_err(failed(&run.id, "look at"))?);
+        self.bridge.wait(async move { engine.state(&name).await }).map_err(engine_failed(&run.id, "look at"))
+    }
+
+    /// Name of a run's container: its own, or that of a prepared one which it has claimed.
+    fn name_of(&self, run: &Run) -> io::Result<String> {
+        let made: Option<MadeContainer> = run.folder.read(FILE_CONTAINER)?;
+        Ok(made.map_or_else(|| container_name(&self.config.installation, &run.id), |made| made.name))
+    }
+
+    /// Tools that every container sees.
+    fn tool_mounts(&self) -> Vec<ToolMount> {
+        let mounts = tools::mounts(&self.docker.tool_roots).into_iter();
+        mounts.map(|mount| ToolMount { host: mount.host, inside: mount.inside }).collect()
+    }
+
+    /// The request for a container.
+    #[expect(clippy::too_many_arguments, reason = "all that differs between two containers")]
+    fn plan(
+        &self,
+        known: &Known,
+        folder: &RunFolder,
+        labels: HashMap<String, String>,
+        image: &FoundImage,
+        runtime: Option<&str>,
+        limits: &Limits,
+        tools: &[ToolMount],
+        work: body::Work<'_>,
+    ) -> Result<ContainerCreateBody, SandboxError> {
+        let (config, paths, init) = (&self.config, &known.paths, known.init.as_path());
+        let (folder, means, host, socket) = (folder.path(), known.facts.means(), self.host(), self.socket());
+        body::Plan { config, paths, init, folder, labels, image, runtime, limits, tools, work, means, host, socket }.body()
     }
 
     /// Makes the container of a run, unless it is there, and remembers that.
@@ -257,25 +308,31 @@ impl Docker {
         let known = self.must_know()?;
         let name = container_name(&self.config.installation, &run.id);
         let wish = spec.container.clone().ok_or_else(|| SandboxError::Unsupported("the intent names no image".to_owned()))?;
-        let image = self.provide(&wish.image, &|| run.folder.is_stopped().unwrap_or(false))?;
-        let socket = self.socket();
-        let (paths, init, host, means) = (&known.paths, &known.init, self.host(), known.facts.means());
-        let wanted = body::Plan { config: &self.config, paths, init, run, spec, image: &image, wish: &wish, means, host, socket }.body()?;
+        let image = self.provide(&wish.image, &|| run.folder.is_stopped().unwrap_or(false), Box::new(|_| ()))?;
+        let labels = labels::of(&self.config.installation, &self.config.state, &spec.run, &spec.agent, spec.epoch);
+        let (runtime, work) = (wish.runtime.as_deref(), body::Work::Of(&spec.launch));
+        let wanted = self.plan(&known, &run.folder, labels, &image, runtime, &spec.limits, &spec.launch.tools, work)?;
         let (engine, body, asked) = (self.engine()?.clone(), wanted.clone(), name.clone());
         let made = self.bridge.wait(async move { engine.create(&asked, body).await });
         let id = match made {
             Ok(id) => id,
             // One of an earlier try, or a late one.
-            Err(e) if e.status() == Some(409) => self.look(run)?.map(|state| state.id).ok_or_else(|| engine_failed(run, "make")(e))?,
+            Err(e) if e.status() == Some(409) => self.look(run)?.map(|state| state.id).ok_or_else(|| engine_failed(&run.id, "make")(e))?,
             Err(e) => return Err(self.refusal_of(run, &wish, e)),
         };
         let made = MadeContainer { id, name };
         run.folder.write(FILE_CONTAINER, &made).map_err(failed(&run.id, "make"))?;
+        self.check_made(&run.id, &made, &wanted)?;
+        Ok(made)
+    }
+
+    /// Compares what the engine made with what it was asked for.
+    fn check_made(&self, run: &RunId, made: &MadeContainer, wanted: &ContainerCreateBody) -> Result<(), SandboxError> {
         let (engine, id) = (self.engine()?.clone(), made.id.clone());
         let seen = self.bridge.wait(async move { engine.inspect(&id).await }).map_err(engine_failed(run, "look at"))?;
-        let problems = seen.as_ref().map_or_else(|| vec!["it is gone".to_owned()], |seen| body::differences(&wanted, seen));
+        let problems = seen.as_ref().map_or_else(|| vec!["it is gone".to_owned()], |seen| body::differences(wanted, seen));
         if problems.is_empty() {
-            return Ok(made);
+            return Ok(());
         }
         let message = format!("the engine at {} did not make the container as it was asked to: {}", self.host(), problems.join("; "));
         Err(SandboxError::Refused { why: Refusal::NotIsolated, message })
@@ -283,7 +340,7 @@ impl Docker {
 
     /// What a refusal to create or start means.
     fn refusal_of(&self, run: &Run, wish: &ContainerSpec, error: EngineError) -> SandboxError {
-        let EngineError::Refused { message, .. } = &error else { return engine_failed(run, "make")(error) };
+        let EngineError::Refused { message, .. } = &error else { return engine_failed(&run.id, "make")(error) };
         let text = message.to_lowercase();
         let why = if text.contains("no such image") {
             Refusal::ImageNotFound
@@ -293,24 +350,27 @@ impl Docker {
             let message = format!("{} ({message})", not_shared(self.host(), &self.config.state));
             return SandboxError::Refused { why: Refusal::FilesNotShared, message };
         } else {
-            return engine_failed(run, "make")(error);
+            return engine_failed(&run.id, "make")(error);
         };
         SandboxError::Refused { why, message: crate::causes::one_line(&error) }
     }
 
     fn start_made(&self, run: &Run, wish: &ContainerSpec, made: &MadeContainer) -> Result<(), SandboxError> {
-        let (engine, id, starts) = (self.engine()?.clone(), made.id.clone(), self.starts.clone());
-        let folder = run.folder.clone();
-        let started = self.bridge.wait(async move {
+        self.start_unless_stopped(&run.folder, made).map_err(|e| self.refusal_of(run, wish, e))
+    }
+
+    fn start_unless_stopped(&self, folder: &RunFolder, made: &MadeContainer) -> Result<(), EngineError> {
+        let engine = self.engine.clone().map_err(|why| EngineError::Address { host: self.host().to_owned(), why })?;
+        let (folder, id, starts) = (folder.clone(), made.id.clone(), self.starts.clone());
+        self.bridge.wait(async move {
             let _place = starts.acquire().await;
             // Whoever was stopped while it waited for its turn is not started any more.
             if folder.is_stopped().unwrap_or(false) { Ok(()) } else { engine.start(&id).await }
-        });
-        started.map_err(|e| self.refusal_of(run, wish, e))
+        })
     }
 }
 
-fn engine_failed(run: &Run, what: &'static str) -> impl FnOnce(EngineError) -> SandboxError {
-    let run = run.id.clone();
+fn engine_failed(run: &RunId, what: &'static str) -> impl FnOnce(EngineError) -> SandboxError {
+    let run = run.clone();
     move |source| SandboxError::Engine { what, run, source: Box::new(source) }
 }

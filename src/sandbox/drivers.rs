@@ -11,7 +11,7 @@ use crate::api::names::{RunId, Uid};
 use crate::inside::wire::{Identity, WaitReport};
 use crate::plan::observed::SandboxSeen;
 use crate::sandbox::config::SandboxConfig;
-use crate::sandbox::docker::{Docker, DockerConfig};
+use crate::sandbox::docker::{Docker, DockerConfig, warm};
 use crate::sandbox::process::Process;
 use crate::sandbox::runs::{Runs, prepare_state, watchdog};
 use crate::sandbox::{RunSpec, Sandbox, SandboxError};
@@ -45,7 +45,10 @@ impl Drivers {
         crate::sandbox::init_binary::check(&config.init).map_err(|e| SandboxError::Unsupported(e.to_string()))?;
         let cannot = |e: io::Error| SandboxError::CannotObserve(format!("failed to open the drivers' folders: {e}"));
         let state = prepare_state(&config.state).map_err(cannot)?;
-        proof::clear_left(&state);
+        for (stray, path) in proof::clear_left(&state) {
+            config.cleanups.tell(stray, &path.display().to_string());
+        }
+        warm::end_left(&state, &config.cleanups).map_err(cannot)?;
         let config = Arc::new(SandboxConfig { state, ..config });
         let docker = Arc::new(Docker::new(config.clone(), docker).map_err(cannot)?);
         let runs = Arc::new(Runs::open(config.clone(), vec![Arc::new(Process::new(config)), docker.clone()]).map_err(cannot)?);
@@ -72,6 +75,18 @@ impl Drivers {
         self.inner.make_ready(driver, None)
     }
 
+    /// Keeps so many containers of the default image prepared from now on, for agents that ask for nothing else.
+    /// # Errors
+    /// In words: why none can be prepared here. Agents are started all the same.
+    pub fn keep_warm(&self, count: usize) -> Result<(), String> {
+        self.inner.docker.keep_warm(count)
+    }
+
+    /// Ends and removes what is prepared; blocks.
+    pub fn end_prepared(&self) {
+        self.inner.docker.end_prepared();
+    }
+
     /// What runs that ask for nothing are made with from now on.
     pub fn set_default(&self, driver: Driver) {
         *self.inner.default() = driver;
@@ -90,7 +105,7 @@ impl Drivers {
         self.inner.verified().get(&driver).cloned().unwrap_or_default()
     }
 
-    /// Tells of every run that ended, by the agent's uid; of a start the end of `ensure` tells. Messages may be missed; look with `observe`.
+    /// Tells of every run that ended or that takes long to make, by the agent's uid; of a start the end of `ensure` tells. Messages may be missed; look with `observe`.
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Uid> {
         self.inner.runs.link.changes()
@@ -150,8 +165,8 @@ impl Inner {
 
     fn ensure(&self, spec: &RunSpec) -> Result<(), SandboxError> {
         let driver = self.driver_of(spec);
-        self.make_ready(driver, Some(spec.image.as_deref().unwrap_or(self.docker.default_image())))?;
-        self.runs.ensure(spec, driver)
+        let image = spec.image.as_deref().unwrap_or(self.docker.default_image());
+        self.runs.ensure(spec, driver, &|run| self.make_ready(driver, Some((run, image))))
     }
 }
 

@@ -69,6 +69,20 @@ pub struct MadeContainer {
     pub name: String,
 }
 
+/// Folder of the state folder with what is prepared ahead, and file in each folder there that says what it is.
+pub const FOLDER_PREPARED: &str = "prepared";
+/// See [`FOLDER_PREPARED`].
+pub const FILE_PREPARED: &str = "prepared.json";
+
+/// What `prepared.json` holds. The folder of one that is claimed becomes that of the run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreparedContainer {
+    /// The run that its labels name; there never is one.
+    pub run: RunId,
+    /// Mark of the state folder that it was made from.
+    pub home: String,
+}
+
 /// What made runs before there was a choice.
 fn driver_before() -> Driver {
     Driver::Process

@@ -4,6 +4,12 @@
 //! start are both read from here, so that neither can promise what the other does not hold.
 
 use crate::api::agent::Driver;
+use crate::api::validate::Limits;
+
+/// Each tmpfs of a sandbox has at least so much,
+const TMP_BYTES_MIN: u64 = 64 << 20;
+/// and at most so much: it is memory of the host until limits are enforced.
+const TMP_BYTES_MAX: u64 = 2 << 30;
 
 /// What bounds a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +98,12 @@ pub fn remedy(limit: &LimitRow, driver: Driver) -> &'static str {
         Driver::Docker if limit.required || limit.remedy == REMEDY_GROUPS => REMEDY_ENGINE,
         Driver::Docker | Driver::Process | Driver::Auto | Driver::Pod => limit.remedy,
     }
+}
+
+/// Size of each tmpfs of a sandbox.
+#[must_use]
+pub fn tmp_bytes_max(limits: &Limits) -> u64 {
+    (limits.memory_bytes / 2).clamp(TMP_BYTES_MIN, TMP_BYTES_MAX)
 }
 
 /// All limits with what bounds them, for the record: `memory:kernel`.

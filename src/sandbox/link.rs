@@ -20,6 +20,7 @@ use crate::kill::latch::Latch;
 use crate::sandbox::folder::{RunFolder, Session, StoredSpec, hash};
 use crate::sandbox::kill::{self, Life};
 use handover::Door;
+pub(crate) use handover::prove;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -119,14 +120,14 @@ impl LinkServer {
         Ok(Self { shared: Arc::new(shared), runtime: handle, quit: Some(quit), thread: Some(thread) })
     }
 
-    /// Tells of every run that ended, by the agent's uid. Messages may be missed; they carry no data.
+    /// Tells of every run that ended, and what goes on while one is made, by the agent's uid. Messages may be missed; they carry no data.
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Uid> {
         self.shared.changes.subscribe()
     }
 
-    /// Tells of a run that ended without init's own word: it was never granted its start, or its end was seen late.
-    pub fn tell_ended(&self, uid: &Uid) {
+    /// Tells of a run that init itself does not tell of: it was never granted its start, its end was seen late, or it is still being made.
+    pub fn tell(&self, uid: &Uid) {
         self.shared.changed(uid);
     }
 

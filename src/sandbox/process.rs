@@ -12,7 +12,7 @@ use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::folder::{ContainerSpec, StoredSpec};
 use crate::sandbox::limits::{Bound, Means};
 use crate::sandbox::runs::stop::{LAUNCHER_PATIENCE, groups_of};
-use crate::sandbox::runs::{Maker, Run, failed};
+use crate::sandbox::runs::{Claimed, Maker, Run, failed};
 use crate::sandbox::{RunSpec, SandboxError, kill};
 use crate::tools;
 use std::collections::BTreeSet;
@@ -50,8 +50,8 @@ impl Maker for Process {
         Means { memory: has("memory", memory), pids: has("pids", pids), cpu: has("cpu", Bound::None) }
     }
 
-    fn check(&self, _run: &Run, _spec: &RunSpec) -> Result<(), SandboxError> {
-        Ok(())
+    fn check(&self, _run: &Arc<Run>, _spec: &RunSpec) -> Result<Option<Box<dyn Claimed>>, SandboxError> {
+        Ok(None)
     }
 
     fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec) -> Option<ContainerSpec> {
@@ -110,7 +110,7 @@ impl Maker for Process {
     }
 
     fn sweep(&self, known: &dyn Fn() -> BTreeSet<String>) -> io::Result<()> {
-        self.hierarchies.sweep(known);
+        self.hierarchies.sweep(known, &self.config.cleanups);
         Ok(())
     }
 }

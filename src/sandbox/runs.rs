@@ -15,6 +15,7 @@ pub mod watchdog;
 use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
 use crate::beneath;
+use crate::cleanups::Stray;
 use crate::inside::wire::{ExitReport, FILE_SESSION, FILE_SPEC, FILE_WAIT, Identity, LaunchSpec, WaitReport};
 use crate::plan::observed::RunEnd;
 use crate::sandbox::config::SandboxConfig;
@@ -35,6 +36,8 @@ use std::time::{Duration, Instant};
 pub(crate) const LOOK_PAUSE: Duration = Duration::from_millis(5);
 /// Prefix of a run's folder while it is removed.
 const REMOVING: &str = ".removing-";
+/// Pause between two tellings of what goes on while a run is made.
+const NEWS_PAUSE: Duration = Duration::from_secs(2);
 /// How long the lock of a folder without an intent may still be held by what a killed controller was starting.
 const HALF_STARTED_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -46,8 +49,9 @@ pub(crate) trait Maker: Send + Sync {
     /// What bounds its sandboxes here.
     fn means(&self) -> Means;
 
-    /// Makes sure that a run can be made at all (an image is there, …), before its intent is written.
-    fn check(&self, run: &Run, spec: &RunSpec) -> Result<(), SandboxError>;
+    /// Makes sure that a run can be made at all (an image is there, …), before its intent is written; takes what was prepared for such
+    /// runs, if there is anything: its folder is the run's then.
+    fn check(&self, run: &Arc<Run>, spec: &RunSpec) -> Result<Option<Box<dyn Claimed>>, SandboxError>;
 
     /// Completes what init is told; what the engine is told, where there is one.
     fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec) -> Option<ContainerSpec>;
@@ -82,6 +86,12 @@ pub(crate) trait Maker: Send + Sync {
     fn sweep(&self, known: &dyn Fn() -> BTreeSet<String>) -> io::Result<()>;
 }
 
+/// What was made and started ahead and is a run's now. Dropped without being handed over it is ended.
+pub(crate) trait Claimed {
+    /// The intent stands, and the link serves: init asks there.
+    fn hand_over(self: Box<Self>);
+}
+
 /// All runs of a state folder.
 pub(crate) struct Runs {
     pub(crate) config: Arc<SandboxConfig>,
@@ -106,6 +116,15 @@ pub(crate) struct Run {
     ended: OnceLock<RunEnd>,
     progress: Mutex<observe::ProgressCursor>,
     watch: Mutex<watchdog::Watch>,
+    news: Mutex<News>,
+}
+
+/// What goes on while a run is made, and whether somebody was told of it.
+#[derive(Default)]
+struct News {
+    text: Option<String>,
+    is_new: bool,
+    told_at: Option<Instant>,
 }
 
 impl Run {
@@ -120,6 +139,7 @@ impl Run {
             ended: OnceLock::new(),
             progress: Mutex::default(),
             watch: Mutex::default(),
+            news: Mutex::default(),
         })
     }
 
@@ -131,6 +151,27 @@ impl Run {
     /// The note of the grant.
     pub(crate) fn session(&self) -> io::Result<Option<Session>> {
         Ok(remembered(&self.session, self.folder.read(FILE_SESSION)?))
+    }
+
+    /// Says what goes on while it is made; `None`: nothing that takes long any more.
+    pub(crate) fn say(&self, text: Option<String>) {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        news.is_new |= news.text != text;
+        news.text = text;
+    }
+
+    fn doing(&self) -> Option<String> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).text.clone()
+    }
+
+    /// Whether there is something new to tell, and the last was not just told: each is a write of the record.
+    fn has_news(&self) -> bool {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = news.is_new && news.told_at.is_none_or(|at| at.elapsed() >= NEWS_PAUSE);
+        if is_due {
+            (news.is_new, news.told_at) = (false, Some(Instant::now()));
+        }
+        is_due
     }
 
     /// Whether somebody is making it at this moment.
@@ -214,8 +255,13 @@ impl Runs {
     fn adopt(&self, path: PathBuf) -> io::Result<()> {
         let runs = self.state().join("runs");
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let remove = || {
+            beneath::remove_all(&runs, &name)?;
+            self.config.cleanups.tell(Stray::Folder, &format!("the folder of a run, runs/{name}"));
+            Ok(())
+        };
         if name.starts_with(REMOVING) {
-            return beneath::remove_all(&runs, &name);
+            return remove();
         }
         let folder = RunFolder::at(path);
         let Some(spec) = folder.read::<StoredSpec>(FILE_SPEC)? else {
@@ -228,7 +274,7 @@ impl Runs {
                 }
                 std::thread::sleep(LOOK_PAUSE);
             }
-            return beneath::remove_all(&runs, &name);
+            return remove();
         };
         if spec.installation != self.config.installation {
             tracing::warn!(folder = %folder.path().display(), installation = spec.installation, "left alone: a run of another installation");

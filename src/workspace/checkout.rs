@@ -15,6 +15,7 @@ use super::repository::Pair;
 use super::scratch::Scratch;
 use super::types::TreeMode;
 use crate::api::names::CommitId;
+use crate::cleanups::Stray;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -106,6 +107,7 @@ pub(super) fn sweep(workspaces: &Workspaces) -> Result<(), WorkspaceError> {
         let folder = all.join(hash);
         for name in files::names_in(&folder).map_err(io("read", &folder))?.iter().filter(|name| name.starts_with('.')) {
             crate::beneath::remove_all(&folder, name).map_err(io("remove", folder.join(name)))?;
+            workspaces.config.cleanups.tell(Stray::Folder, &format!("a checkout that is not whole, {}", folder.join(name).display()));
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ use super::address::{self, Remote};
 use super::error::{WorkspaceError, git, io};
 use super::files;
 use crate::api::names::{CommitId, Namespace};
+use crate::cleanups::{Cleanups, Stray};
 use git2::{ObjectType, Odb, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags, Signature, Time};
 use k8s_openapi::jiff::Timestamp;
 use sha1::Sha1;
@@ -135,7 +136,7 @@ impl Pair {
                 return Ok(());
             }
             // A fetch that was killed at its deadline may have left locks; nobody else fetches here.
-            sweep_locks(&self.base).map_err(io("sweep", &self.base))?;
+            sweep_locks(&self.base, &workspaces.config.cleanups).map_err(io("sweep", &self.base))?;
             workspaces.git.fetch(&self.base, remote)
         })?;
         match self.base_has(wanted)? {
@@ -175,13 +176,13 @@ pub(super) fn sweep(workspaces: &Workspaces) -> Result<(), WorkspaceError> {
             if !path.is_dir() {
                 continue;
             }
-            sweep_locks(&path).map_err(io("sweep", &path))?;
+            sweep_locks(&path, &workspaces.config.cleanups).map_err(io("sweep", &path))?;
         }
     }
     Ok(())
 }
 
-fn sweep_locks(repository: &Path) -> std::io::Result<()> {
+fn sweep_locks(repository: &Path, cleanups: &Cleanups) -> std::io::Result<()> {
     let mut folders = vec![repository.join("refs")];
     let half_written = |name: &str| name.starts_with("tmp_") || name.starts_with("pack_git2_");
     for (folder, is_left) in [
@@ -191,6 +192,7 @@ fn sweep_locks(repository: &Path) -> std::io::Result<()> {
     ] {
         for name in files::names_in(&folder)?.iter().filter(|name| is_left(name)) {
             crate::beneath::remove_all(&folder, name)?;
+            cleanups.tell(Stray::RepositoryFile, &folder.join(name).display().to_string());
         }
     }
     while let Some(folder) = folders.pop() {
@@ -200,6 +202,7 @@ fn sweep_locks(repository: &Path) -> std::io::Result<()> {
                 folders.push(path);
             } else if name.ends_with(".lock") {
                 crate::beneath::remove_all(&folder, &name)?;
+                cleanups.tell(Stray::RepositoryFile, &path.display().to_string());
             }
         }
     }

@@ -8,6 +8,7 @@ use super::repository::Pair;
 use super::types::{GateTreeSpec, TreeInventory, TreePaths, TreeSpec};
 use super::{address, checkout, rescue};
 use crate::api::names::Uid;
+use crate::cleanups::Stray;
 use crate::plan::observed::WorkspaceSeen;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -187,6 +188,7 @@ pub(super) fn sweep(workspaces: &Workspaces) -> Result<(), WorkspaceError> {
             let place = Place { parent: parent.clone(), name };
             if place.read()?.is_none() {
                 place.remove()?;
+                workspaces.config.cleanups.tell(Stray::Folder, &format!("a tree that was not begun, {}", place.folder().display()));
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::access::RemoteAccess;
 use crate::api::names::{Attempt, Branch, CommitId, Namespace, Uid};
+use crate::cleanups::Cleanups;
 use k8s_openapi::jiff::Timestamp;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -79,6 +80,8 @@ pub struct WorkspaceConfig {
     pub askpass: PathBuf,
     /// What one tree may hold.
     pub limits: SnapshotLimits,
+    /// Told of what is swept up.
+    pub cleanups: Cleanups,
 }
 
 /// A repository as it was found.

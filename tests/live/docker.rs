@@ -11,6 +11,7 @@ mod probes;
 mod shared;
 mod survive;
 mod user;
+mod warm;
 
 use crate::contract::{Subject, contract, ended, seen};
 use crate::engine::{BUSYBOX, engine};

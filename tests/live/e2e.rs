@@ -142,3 +142,67 @@ async fn auto_takes_containers_where_the_image_is_and_says_why_where_it_is_not()
     })
     .await;
 }
+
+/// What a process has used: seconds of CPU, and bytes that are resident now.
+fn used(pid: u32) -> (f64, u64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let number = |index: usize| fields[index].parse::<u64>().unwrap();
+    // Ticks are hundredths of a second on every Linux that has this file.
+    ((number(11) + number(12)) as f64 / 100.0, number(21) * 4096)
+}
+
+/// CPU that a process takes within a time, in parts of one core.
+fn cpu_share(pid: u32, time: Duration) -> f64 {
+    let (before, started) = (used(pid).0, Instant::now());
+    std::thread::sleep(time);
+    (used(pid).0 - before) / started.elapsed().as_secs_f64()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_agents_in_containers_at_once_cost_the_controller_little() {
+    let Some(_) = engine("e2e::ten_agents_in_containers_at_once_cost_the_controller_little").await else { return };
+    blocking(|| {
+        let mosaic = start();
+        let remote = remote(&mosaic);
+        let pid = mosaic.pid();
+        let idle = cpu_share(pid, Duration::from_secs(5));
+        let watching = std::thread::spawn({
+            let state = mosaic.state();
+            move || {
+                let (mut cpu, mut memory) = (0_f64, 0);
+                while !state.join("measured").exists() {
+                    cpu = cpu.max(cpu_share(pid, Duration::from_millis(500)));
+                    memory = memory.max(used(pid).1);
+                }
+                (cpu, memory)
+            }
+        });
+        let started = Instant::now();
+        let script = "echo b > b.txt; while [ ! -e go ]; do sleep 0.2; done; rm go";
+        let uids: Vec<String> = (0..10).map(|n| mosaic.spawn(&task(&remote, &format!("load-{n}"), script))).collect();
+        for uid in &uids {
+            mosaic.wait(uid, "it runs", is_running);
+        }
+        let running = started.elapsed();
+        let beside = cpu_share(pid, Duration::from_secs(5));
+        for entry in std::fs::read_dir(mosaic.state().join("trees")).unwrap().flatten() {
+            std::fs::write(entry.path().join("tree/go"), "").unwrap();
+        }
+        uids.iter().for_each(|uid| drop(mosaic.wait_completed(uid)));
+        let done = started.elapsed();
+        std::fs::write(mosaic.state().join("measured"), "").unwrap();
+        let (peak, memory) = watching.join().unwrap();
+        println!(
+            "controller: idle {:.1} %, beside ten running agents {:.1} %, at most {:.0} % of one core (in half a second), {} MiB resident; \
+             ten agents ran after {running:?} and were delivered after {done:?}",
+            idle * 100.0,
+            beside * 100.0,
+            peak * 100.0,
+            memory >> 20,
+        );
+        assert!(running < Duration::from_secs(10) && memory < 4 << 30);
+        mosaic.assert_nothing_left();
+    })
+    .await;
+}

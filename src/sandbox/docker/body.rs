@@ -7,13 +7,15 @@
 
 use super::host::HostPaths;
 use super::image::FoundImage;
-use super::{labels, not_shared};
+use super::not_shared;
+use crate::api::validate::Limits;
 use crate::inside::limits::OPEN_FILES_MAX;
-use crate::inside::wire::{CONTROL_INSIDE, FILE_TASK, FOLDER_CONTROL, FOLDER_LINK, FOLDER_OUT, HOME, INIT_INSIDE, USER};
+use crate::inside::wire::{
+    BASE_OBJECTS_INSIDE, CONTROL_INSIDE, FILE_TASK, FOLDER_CONTROL, FOLDER_LINK, FOLDER_OUT, HOME, INIT_INSIDE, LaunchSpec, ToolMount,
+    USER, WORKSPACE,
+};
 use crate::sandbox::config::{SandboxConfig, SandboxIds};
-use crate::sandbox::folder::{ContainerSpec, StoredSpec};
-use crate::sandbox::limits::{Bound, Means};
-use crate::sandbox::runs::Run;
+use crate::sandbox::limits::{Bound, Means, tmp_bytes_max};
 use crate::sandbox::{Refusal, SandboxError};
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
@@ -30,6 +32,8 @@ const OOM_SCORE: i64 = 500;
 const CPU_SHARES: i64 = 256;
 /// Size of the small writable places that programs expect.
 const SMALL_BYTES_MAX: u64 = 16 << 20;
+/// Size of what only holds a place for a mount that comes later.
+const PLACE_BYTES_MAX: u64 = 4096;
 /// A tmpfs has one inode for so many bytes of its size: its inodes are memory as well.
 const TMPFS_BYTES_PER_INODE: u64 = 16 * 1024;
 
@@ -56,16 +60,23 @@ pub(super) fn group_beside(init: &Path, ids: &SandboxIds) -> PathBuf {
     init.with_file_name(format!("group-{}-{}", ids.uid, ids.gid))
 }
 
+/// Places that are held for what is mounted later.
+const PLACES_FOR_LATER: [&str; 3] = [WORKSPACE, HOME, BASE_OBJECTS_INSIDE];
+
 /// Everything that a container is made of.
 pub(super) struct Plan<'a> {
     pub(super) config: &'a SandboxConfig,
     pub(super) paths: &'a HostPaths,
     /// The copy of init.
     pub(super) init: &'a Path,
-    pub(super) run: &'a Run,
-    pub(super) spec: &'a StoredSpec,
+    /// The folder of the run, or of what is prepared.
+    pub(super) folder: &'a Path,
+    pub(super) labels: HashMap<String, String>,
     pub(super) image: &'a FoundImage,
-    pub(super) wish: &'a ContainerSpec,
+    pub(super) runtime: Option<&'a str>,
+    pub(super) limits: &'a Limits,
+    pub(super) tools: &'a [ToolMount],
+    pub(super) work: Work<'a>,
     /// What the engine can bound: the rest the operator allows to be missing.
     pub(super) means: Means,
     /// Where the engine is, for the words of a refusal.
@@ -74,18 +85,27 @@ pub(super) struct Plan<'a> {
     pub(super) socket: Option<PathBuf>,
 }
 
+/// What an agent works on.
+#[derive(Clone, Copy)]
+pub(super) enum Work<'a> {
+    /// It is known.
+    Of(&'a LaunchSpec),
+    /// It is mounted later, into the places that are held for it (`graft`).
+    Later,
+}
+
 impl Plan<'_> {
     /// The request.
     pub(super) fn body(&self) -> Result<ContainerCreateBody, SandboxError> {
-        let (spec, ids) = (self.spec, &self.config.ids);
+        let ids = &self.config.ids;
         let text = str::to_owned;
         Ok(ContainerCreateBody {
             image: Some(self.image.id.clone()),
             user: Some(format!("{}:{}", ids.uid, ids.gid)),
             hostname: Some(text("mosaic")),
             entrypoint: Some(vec![text(INIT_INSIDE), text("contained")]),
-            working_dir: Some(text("/workspace")),
-            labels: Some(labels::of(&self.config.installation, &self.config.state, &spec.run, &spec.agent, spec.epoch)),
+            working_dir: Some(text(WORKSPACE)),
+            labels: Some(self.labels.clone()),
             // An image's own check would run in the sandbox beside the agent.
             healthcheck: Some(HealthConfig { test: Some(vec![text("NONE")]), ..HealthConfig::default() }),
             stop_signal: Some(text("SIGKILL")),
@@ -95,7 +115,7 @@ impl Plan<'_> {
     }
 
     fn host_config(&self) -> Result<HostConfig, SandboxError> {
-        let limits = &self.spec.limits;
+        let limits = self.limits;
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let has = |bound: Bound| bound == Bound::Kernel;
         let memory = has(self.means.memory).then(|| number(limits.memory_bytes));
@@ -104,7 +124,7 @@ impl Plan<'_> {
         Ok(HostConfig {
             mounts: Some(self.mounts()?),
             tmpfs: Some(self.tmpfs()),
-            shm_size: Some(number(self.spec.launch.tmp_bytes_max)),
+            shm_size: Some(number(tmp_bytes_max(limits))),
             memory,
             // Memory and swap together: no swap.
             memory_swap: memory,
@@ -124,24 +144,30 @@ impl Plan<'_> {
             auto_remove: Some(false),
             restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
-            runtime: self.wish.runtime.clone(),
+            runtime: self.runtime.map(str::to_owned),
             ..HostConfig::default()
         })
     }
 
     fn tmpfs(&self) -> HashMap<String, String> {
-        let launch = &self.spec.launch;
-        let (uid, gid) = (launch.uid, launch.gid);
+        let (ids, tmp_bytes_max) = (&self.config.ids, tmp_bytes_max(self.limits));
         let options = |size: u64, exec: &str, mode: &str| {
             format!("rw,nosuid,nodev,{exec},size={size},nr_inodes={},mode={mode}", (size / TMPFS_BYTES_PER_INODE).max(1))
         };
         let mut places = HashMap::from([
-            ("/tmp".to_owned(), options(launch.tmp_bytes_max, "exec", "1777")),
+            ("/tmp".to_owned(), options(tmp_bytes_max, "exec", "1777")),
             ("/var/tmp".to_owned(), options(SMALL_BYTES_MAX, "exec", "1777")),
             ("/run".to_owned(), options(SMALL_BYTES_MAX, "noexec", "1777")),
         ]);
-        if launch.home.is_none() {
-            places.insert(HOME.to_owned(), format!("{},uid={uid},gid={gid}", options(launch.tmp_bytes_max, "exec", "0755")));
+        match self.work {
+            Work::Of(LaunchSpec { home: Some(_), .. }) => {}
+            Work::Of(LaunchSpec { home: None, .. }) => {
+                places.insert(HOME.to_owned(), format!("{},uid={},gid={}", options(tmp_bytes_max, "exec", "0755"), ids.uid, ids.gid));
+            }
+            Work::Later => places.extend(PLACES_FOR_LATER.map(|place| {
+                // Whatever is not mounted over it later shows nothing and takes nothing.
+                (place.to_owned(), format!("ro,nosuid,nodev,noexec,size={PLACE_BYTES_MAX},nr_inodes=1,mode=0555"))
+            })),
         }
         // A volume of the image would be a folder on the host without a limit.
         for volume in &self.image.volumes {
@@ -151,27 +177,29 @@ impl Plan<'_> {
     }
 
     fn mounts(&self) -> Result<Vec<Mount>, SandboxError> {
-        let (folder, launch) = (self.run.folder.path(), &self.spec.launch);
+        let folder = self.folder;
         let mut mounts = vec![
             self.mount(self.init, INIT_INSIDE, true)?,
             self.mount(&passwd_beside(self.init, &self.config.ids), "/etc/passwd", true)?,
             self.mount(&group_beside(self.init, &self.config.ids), "/etc/group", true)?,
-            self.mount(&launch.tree, "/workspace", false)?,
             self.mount(&folder.join(FOLDER_OUT), "/mosaic/out", false)?,
             self.mount(&folder.join(FOLDER_LINK), "/mosaic/link", true)?,
             // Read-only still lets init connect.
             self.mount(&folder.join(FOLDER_CONTROL), CONTROL_INSIDE, true)?,
         ];
-        if let Some(home) = &launch.home {
-            mounts.push(self.mount(home, HOME, false)?);
+        if let Work::Of(launch) = self.work {
+            mounts.push(self.mount(&launch.tree, WORKSPACE, false)?);
+            if let Some(home) = &launch.home {
+                mounts.push(self.mount(home, HOME, false)?);
+            }
+            if let Some(objects) = &launch.base_objects {
+                mounts.push(self.mount(objects, BASE_OBJECTS_INSIDE, true)?);
+            }
         }
         if folder.join(FILE_TASK).exists() {
             mounts.push(self.mount(&folder.join(FILE_TASK), "/mosaic/task.json", true)?);
         }
-        if let Some(objects) = &launch.base_objects {
-            mounts.push(self.mount(objects, "/mosaic/base/objects", true)?);
-        }
-        for tool in &launch.tools {
+        for tool in self.tools {
             mounts.push(self.mount(&tool.host, &tool.inside.to_string_lossy(), true)?);
         }
         Ok(mounts)
@@ -179,11 +207,7 @@ impl Plan<'_> {
 
     fn mount(&self, source: &Path, target: &str, read_only: bool) -> Result<Mount, SandboxError> {
         let refuse = |message: String| SandboxError::Refused { why: Refusal::FilesNotShared, message };
-        // By its real path: a link must not lead elsewhere on the host than here.
-        let real = std::fs::canonicalize(source).map_err(|e| refuse(format!("cannot show {} to the container: {e}", source.display())))?;
-        if self.socket.as_ref().is_some_and(|socket| socket.starts_with(&real)) {
-            return Err(refuse(format!("cannot show {} to the container: the engine's socket is in it", source.display())));
-        }
+        let real = shown(source, self.socket.as_deref()).map_err(refuse)?;
         let there = self.paths.of(&real).ok_or_else(|| refuse(not_shared(self.host, &real)))?;
         Ok(Mount {
             typ: Some(MountType::BIND),
@@ -193,6 +217,15 @@ impl Plan<'_> {
             ..Mount::default()
         })
     }
+}
+
+/// The real path of what a container shall see: a link must not lead elsewhere on the host than here, and none leads to the engine's socket.
+pub(super) fn shown(source: &Path, socket: Option<&Path>) -> Result<PathBuf, String> {
+    let real = std::fs::canonicalize(source).map_err(|e| format!("cannot show {} to the container: {e}", source.display()))?;
+    if socket.is_some_and(|socket| socket.starts_with(&real)) {
+        return Err(format!("cannot show {} to the container: the engine's socket is in it", source.display()));
+    }
+    Ok(real)
 }
 
 /// What of the request is not in the container that the engine made; empty: it is as it was asked for.

@@ -34,6 +34,8 @@ pub const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time of a removal: the engine deletes what the container wrote.
 pub const REMOVE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause between two looks at a container that somebody removes.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
 /// Longest silence of a pull; how long it takes altogether is its own matter.
 pub const PULL_SILENCE: Duration = Duration::from_secs(60);
 /// Longest time of a pull.
@@ -314,13 +316,25 @@ impl Engine {
         }
     }
 
-    /// Removes a container, ending what runs in it. That it is not there, or being removed, is no error.
+    /// Removes a container, ending what runs in it. That it is not there is no error; a removal that somebody has begun is waited for, and
+    /// only then is it gone.
     /// # Errors
-    /// Could not ask, or the engine failed to.
+    /// Could not ask, the engine failed to, or a removal under way did not come to its end in time: it may still.
     pub async fn remove(&self, id: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match self.call(REMOVE_TIMEOUT, &format!("remove {id}"), async |docker| docker.remove_container(id, Some(options)).await).await {
-            Err(e) if matches!(e.status(), Some(404 | 409)) => Ok(()),
+        let what = format!("remove {id}");
+        match self.call(REMOVE_TIMEOUT, &what, async |docker| docker.remove_container(id, Some(options)).await).await {
+            Err(e) if e.status() == Some(404) => Ok(()),
+            Err(e) if e.status() == Some(409) => {
+                let gone = async {
+                    while self.inspect(id).await?.is_some() {
+                        tokio::time::sleep(REMOVAL_PAUSE).await;
+                    }
+                    Ok(())
+                };
+                let late = || EngineError::TimedOut { host: self.host.to_string(), what, limit: REMOVE_TIMEOUT };
+                tokio::time::timeout(REMOVE_TIMEOUT, gone).await.unwrap_or_else(|_| Err(late()))
+            }
             other => other,
         }
     }

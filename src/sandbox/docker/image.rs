@@ -64,6 +64,9 @@ pub fn failure(image: &str, error: &EngineError) -> SandboxError {
     SandboxError::Refused { why, message: format!("cannot get the image {image}: {text}; {help}") }
 }
 
+/// Told how far a pull is, as the end of a sentence about the run that waits for it.
+pub(super) type Tell = Box<dyn Fn(String) + Send>;
+
 /// Finds an image, or pulls it. `machine` is what the engine runs on, as images name it.
 pub(super) fn provide(
     bridge: &Bridge,
@@ -71,6 +74,7 @@ pub(super) fn provide(
     image: &str,
     machine: &(String, String),
     is_over: &dyn Fn() -> bool,
+    tell: Tell,
 ) -> Result<FoundImage, SandboxError> {
     let name = check_name(image).map_err(|message| SandboxError::Refused { why: Refusal::ImageNotFound, message })?;
     let look = |engine: Engine, name: String| bridge.wait(async move { engine.image(&name).await }).map_err(|e| failure(image, &e));
@@ -78,7 +82,9 @@ pub(super) fn provide(
     if found.is_none() {
         tracing::info!(image = name, "pulling an image");
         let (pulling, pulled) = (engine.clone(), name.clone());
-        let tell = |text: &str| tracing::debug!(text, "pulling an image");
+        tell(format!("pulling the image {name}"));
+        let named = name.clone();
+        let tell = move |text: &str| tell(format!("pulling the image {named}: {text}"));
         match bridge.wait_unless(is_over, async move { pulling.pull(&pulled, tell).await }) {
             Some(outcome) => outcome.map_err(|e| failure(image, &e))?,
             None => {

@@ -9,13 +9,13 @@ use std::path::Path;
 pub const INSTALLATION: &str = "mosaicstack.dev/installation";
 /// The run, as JSON.
 pub const RUN: &str = "mosaicstack.dev/run";
-/// `namespace/name` of the agent.
+/// `namespace/name` of the agent; empty: of none.
 pub const AGENT: &str = "mosaicstack.dev/agent";
 /// Uid of the agent.
 pub const AGENT_UID: &str = "mosaicstack.dev/agent-uid";
 /// Attempt of the agent.
 pub const ATTEMPT: &str = "mosaicstack.dev/attempt";
-/// `agent` or `gate`.
+/// `agent`, `gate` or `prepared`.
 pub const ROLE: &str = "mosaicstack.dev/role";
 /// Epoch of the leader that made it.
 pub const EPOCH: &str = "mosaicstack.dev/epoch";
@@ -29,13 +29,23 @@ pub fn home(state: &Path) -> String {
     hash(state.as_os_str().as_encoded_bytes())[..16].to_owned()
 }
 
-/// All labels of a container.
+/// All labels of a container that is made for a run.
 #[must_use]
 pub fn of(installation: &str, state: &Path, run: &RunId, agent: &str, epoch: Epoch) -> HashMap<String, String> {
     let role = match &run.role {
         Role::Agent => "agent",
         Role::Gate { .. } => "gate",
     };
+    all(installation, state, run, agent, epoch, role)
+}
+
+/// All labels of a container that is prepared for whoever comes: of no agent. They stay when it is claimed.
+#[must_use]
+pub fn of_prepared(installation: &str, state: &Path, run: &RunId) -> HashMap<String, String> {
+    all(installation, state, run, "", Epoch(0), "prepared")
+}
+
+fn all(installation: &str, state: &Path, run: &RunId, agent: &str, epoch: Epoch, role: &str) -> HashMap<String, String> {
     let labels = [
         ("app.kubernetes.io/name", "mosaic-sandbox".to_owned()),
         ("app.kubernetes.io/instance", installation.to_owned()),

@@ -3,16 +3,19 @@
 use super::engine::{Container, EngineError, Status, container_name};
 use super::{Docker, body, engine_failed, facts, labels};
 use crate::api::agent::Driver;
-use crate::inside::wire::{ExitReport, FILE_WAIT, LaunchSpec, ToolMount, WaitReport};
-use crate::sandbox::folder::{ContainerSpec, StoredSpec, short};
+use crate::cleanups::Stray;
+use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_WAIT, LaunchSpec, WaitReport};
+use crate::sandbox::folder::{ContainerSpec, MadeContainer, RunFolder, StoredSpec, short};
+use crate::sandbox::kill::{self, Life};
 use crate::sandbox::limits::{Bound, Means};
-use crate::sandbox::runs::{LOOK_PAUSE, Maker, Run, failed};
+use crate::sandbox::runs::{Claimed, LOOK_PAUSE, Maker, Run, failed};
 use crate::sandbox::{RunSpec, SandboxError};
 use crate::tools;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long an engine may lag behind the kernel with a container's end.
@@ -29,17 +32,18 @@ impl Maker for Docker {
         self.known().as_ref().map_or(facts::MEANS_UNKNOWN, |known| known.facts.means())
     }
 
-    fn check(&self, run: &Run, spec: &RunSpec) -> Result<(), SandboxError> {
+    fn check(&self, run: &Arc<Run>, spec: &RunSpec) -> Result<Option<Box<dyn Claimed>>, SandboxError> {
         let facts = self.look_at_engine()?;
         facts.check_runtime(spec.runtime_class.as_deref(), self.host())?;
         let image = spec.image.as_deref().unwrap_or(&self.docker.image);
-        self.provide(image, &|| run.folder.is_stopped().unwrap_or(false)).map(drop)
+        let image = self.provide_for(run, image)?;
+        Ok(self.claim(run, spec, &image))
     }
 
     fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec) -> Option<ContainerSpec> {
         let roots = &self.docker.tool_roots;
         launch.contained = true;
-        launch.tools = tools::mounts(roots).into_iter().map(|mount| ToolMount { host: mount.host, inside: mount.inside }).collect();
+        launch.tools = self.tool_mounts();
         launch.home_links = roots.iter().flat_map(|root| root.home_links.clone()).collect();
         launch.search_path = tools::programs(roots);
         launch.env = tools::environment(roots);
@@ -55,7 +59,8 @@ impl Maker for Docker {
         // The link has it as well, and hands it over.
         drop(lock);
         let stopped = || run.folder.is_stopped().map_err(failed(&run.id, "look at"));
-        if stopped()? {
+        // Where its init has come nothing is left to make.
+        if stopped()? || run.identity().map_err(failed(&run.id, "look at"))?.is_some() {
             return Ok(());
         }
         let remembered = crate::kill::engine::remember(&self.config.state, self.host(), &self.config.installation);
@@ -66,7 +71,12 @@ impl Maker for Docker {
     }
 
     fn is_unfinished(&self, run: &Run) -> io::Result<bool> {
-        Ok(run.identity()?.is_none()
+        // An init that has come and was not handed its files waits for them.
+        let waits = match run.identity()? {
+            Some(identity) => kill::look(&identity)? == Life::Alive,
+            None => true,
+        };
+        Ok(waits
             && run.session()?.is_none()
             && run.folder.read::<WaitReport>(FILE_WAIT)?.is_none()
             && !run.folder.is_stopped()?
@@ -125,7 +135,8 @@ impl Maker for Docker {
 
     fn strike(&self, run: &Run) {
         let Ok(engine) = self.engine() else { return };
-        let (engine, name) = (engine.clone(), container_name(&self.config.installation, &run.id));
+        let name = self.name_of(run).unwrap_or_else(|_| container_name(&self.config.installation, &run.id));
+        let engine = engine.clone();
         self.bridge.begin(async move {
             if let Err(error) = engine.kill(&name).await {
                 tracing::debug!(name, error = %crate::causes::one_line(&error), "the engine did not kill");
@@ -139,8 +150,8 @@ impl Maker for Docker {
 
     fn clear(&self, run: &Run) -> io::Result<()> {
         let failed = |e: SandboxError| io::Error::other(crate::causes::one_line(&e));
-        let (engine, name) = (self.engine().map_err(failed)?.clone(), container_name(&self.config.installation, &run.id));
-        self.bridge.wait(async move { engine.remove(&name).await }).map_err(engine_failed(run, "remove")).map_err(failed)
+        let (engine, name) = (self.engine().map_err(failed)?.clone(), self.name_of(run)?);
+        self.bridge.wait(async move { engine.remove(&name).await }).map_err(engine_failed(&run.id, "remove")).map_err(failed)
     }
 
     fn sweep(&self, known: &dyn Fn() -> BTreeSet<String>) -> io::Result<()> {
@@ -157,13 +168,24 @@ impl Maker for Docker {
         if ours.peek().is_none() {
             return Ok(());
         }
-        // After the look: who makes a container is known before.
-        let known = known();
-        let strays: Vec<Container> = ours.filter(|c| !known.contains(&short(&c.run))).take(SWEPT_MAX).collect();
+        // After the look: who makes a container is known before. What is prepared first: it becomes a run's.
+        let mut names = self.warm.names();
+        names.extend(known());
+        let mut strays: Vec<Container> = ours.filter(|c| !names.contains(&short(&c.run))).collect();
+        if !strays.is_empty() {
+            // Claimed ones have the name that they were prepared with.
+            let folder_of = |name: &String| RunFolder::at(self.config.state.join("runs").join(name));
+            let made = names.iter().map(|name| folder_of(name).read::<MadeContainer>(FILE_CONTAINER));
+            let claimed = made.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().map(|made| made.name).collect::<BTreeSet<_>>();
+            strays.retain(|stray| !claimed.contains(&stray.name));
+            strays.truncate(SWEPT_MAX);
+        }
         for stray in strays {
             tracing::info!(name = stray.name, agent = stray.agent, run = %stray.run, "removing a container that belongs to no run");
             let engine = engine.clone();
+            let text = format!("container {} of {}, which belongs to no run", stray.name, stray.run);
             self.bridge.wait(async move { engine.remove(&stray.id).await }).map_err(failed)?;
+            self.config.cleanups.tell(Stray::Container, &text);
         }
         Ok(())
     }

@@ -7,10 +7,11 @@ use super::Inner;
 use crate::api::agent::Driver;
 use crate::api::names::{Attempt, Role, RunId, Uid};
 use crate::api::validate::Limits;
+use crate::cleanups::Stray;
 use crate::inside::wire::INIT_INSIDE;
 use crate::plan::observed::{EndCause, RunEnd, SandboxState};
 use crate::sandbox::config::SandboxConfig;
-use crate::sandbox::runs::LOOK_PAUSE;
+use crate::sandbox::runs::{LOOK_PAUSE, Run};
 use crate::sandbox::{Refusal, RunSpec, SandboxError, limits};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 /// The agent that the tests run for.
@@ -27,8 +28,8 @@ const SELF_TEST_UID: &str = "driver-self-test";
 pub const FILE_NONCE: &str = "nonce";
 
 impl Inner {
-    /// Tests a driver unless that was done. `image` is what the run that asks will have.
-    pub(super) fn make_ready(&self, driver: Driver, image: Option<&str>) -> Result<(), SandboxError> {
+    /// Tests a driver unless that was done, for a run that asks and the image that it will have.
+    pub(super) fn make_ready(&self, driver: Driver, asked: Option<(&Arc<Run>, &str)>) -> Result<(), SandboxError> {
         if self.verified().contains_key(&driver) {
             return Ok(());
         }
@@ -36,9 +37,9 @@ impl Inner {
             let message = format!("{driver:?} sandboxes are not built yet; use process or docker").to_lowercase();
             return Err(SandboxError::Refused { why: Refusal::DriverNotServed, message });
         };
-        let image = match (driver, image) {
+        let image = match (driver, asked) {
             // Before the lock: a pull takes its time.
-            (Driver::Docker, Some(image)) => Some(self.docker.provide(image, &|| false)?.name),
+            (Driver::Docker, Some((run, image))) => Some(self.docker.provide_for(run, image)?.name),
             // Nothing to make a container of: the first run brings its own, or says that there is none.
             (Driver::Docker, None) if self.docker.look_at_engine().is_ok() && !self.docker.has_default_image()? => return Ok(()),
             _ => None,
@@ -65,7 +66,7 @@ impl Inner {
         let (end, isolation) = self.run_test(driver, image, &tree)?;
         match end.map(|end| (end.cause, end.output_tail)) {
             Some((EndCause::Exited(0), output)) if driver == Driver::Docker => {
-                self.docker.set_sees_mounts(tree.judge(&output, self.docker.host())?);
+                self.docker.set_proven(tree.judge(&output, self.docker.host())?);
                 Ok(isolation)
             }
             Some((EndCause::Exited(0), _)) => Ok(isolation),
@@ -105,7 +106,7 @@ impl Inner {
             deadline: Some(runs.config.start_timeout),
             limits: Limits { cpu_millis: 1000, memory_bytes: 64 << 20, pids_max: 16, disk_bytes: 1 << 20 },
         };
-        let outcome = runs.ensure(&spec, driver).and_then(|()| self.wait_ended(&run));
+        let outcome = runs.ensure(&spec, driver, &|_| Ok(())).and_then(|()| self.wait_ended(&run));
         runs.stop(&run)?;
         runs.remove(&run)?;
         let logs = runs.state().join("logs").join(SELF_TEST_UID);
@@ -137,11 +138,15 @@ fn tree_in(state: &Path) -> PathBuf {
     state.join("self-test-tree")
 }
 
-/// Takes away what a test that was broken off has left.
-pub(super) fn clear_left(state: &Path) {
+/// Takes away what a test that was broken off has left; what that was.
+pub(super) fn clear_left(state: &Path) -> Vec<(Stray, PathBuf)> {
     let path = tree_in(state);
-    while rustix::mount::unmount(&path, UnmountFlags::DETACH).is_ok() {}
-    let _ = fs::remove_dir_all(&path);
+    let mut left = Vec::new();
+    while rustix::mount::unmount(&path, UnmountFlags::DETACH).is_ok() {
+        left.push((Stray::Mount, path.clone()));
+    }
+    left.extend(fs::remove_dir_all(&path).is_ok().then(|| (Stray::Folder, path)));
+    left
 }
 
 fn cannot(e: io::Error) -> SandboxError {

@@ -78,7 +78,9 @@ impl Door {
 }
 
 /// Looks that a process is PID 1 of a container, by the kernel's word; its identity.
-fn prove(pid: i32, container: &str) -> io::Result<crate::inside::wire::Identity> {
+/// # Errors
+/// It is not, or could not be looked at.
+pub(crate) fn prove(pid: i32, container: &str) -> io::Result<crate::inside::wire::Identity> {
     let identity = system::identity_of(pid)?;
     let groups = system::read_small(format!("/proc/{pid}/cgroup"))?;
     let status = system::read_small(format!("/proc/{pid}/status"))?;

@@ -14,19 +14,20 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Each tmpfs of a sandbox has at least so much,
-const TMP_BYTES_MIN: u64 = 64 << 20;
-/// and at most so much: it is memory of the host until limits are enforced.
-const TMP_BYTES_MAX: u64 = 2 << 30;
 /// Pause between two questions to a driver whether something may still come.
 const COMING_PAUSE: Duration = Duration::from_millis(500);
 
 impl Runs {
-    /// Makes a run with a driver, unless it exists; a run that exists stays with its own.
-    pub(crate) fn ensure(&self, spec: &RunSpec, driver: Driver) -> Result<(), SandboxError> {
+    /// Makes a run with a driver, unless it exists; a run that exists stays with its own. `ready` makes sure of the driver before that.
+    pub(crate) fn ensure(
+        &self,
+        spec: &RunSpec,
+        driver: Driver,
+        ready: &dyn Fn(&Arc<Run>) -> Result<(), SandboxError>,
+    ) -> Result<(), SandboxError> {
         let id = &spec.run;
         self.fence(id, spec.epoch)?;
         let run = self.known().entry(id.clone()).or_insert_with(|| Run::new(id, driver, self.state())).clone();
@@ -35,8 +36,9 @@ impl Runs {
             let _making = run.making.lock().unwrap_or_else(PoisonError::into_inner);
             let stored = run.folder.read::<StoredSpec>(FILE_SPEC).map_err(failed(id, "look for"))?;
             match stored {
-                None => self.make(maker, &run, spec)?,
+                None => self.make(maker, &run, spec, ready)?,
                 Some(stored) if run.ended.get().is_none() && maker.is_unfinished(&run).map_err(failed(id, "look for"))? => {
+                    ready(&run)?;
                     self.resume(maker, &run, &stored)?;
                 }
                 Some(_) => {}
@@ -45,10 +47,25 @@ impl Runs {
         self.wait_started(maker, &run)
     }
 
-    fn make(&self, maker: &dyn Maker, run: &Run, spec: &RunSpec) -> Result<(), SandboxError> {
-        let written = maker.check(run, spec).and_then(|()| self.write_intent(maker, run, spec).map_err(failed(&run.id, "prepare")));
+    fn make(
+        &self,
+        maker: &dyn Maker,
+        run: &Arc<Run>,
+        spec: &RunSpec,
+        ready: &dyn Fn(&Arc<Run>) -> Result<(), SandboxError>,
+    ) -> Result<(), SandboxError> {
+        let checked = ready(run).and_then(|()| maker.check(run, spec));
+        run.say(None);
+        let written = checked.and_then(|claimed| {
+            let (stored, lock) = self.write_intent(maker, run, spec).map_err(failed(&run.id, "prepare"))?;
+            Ok((stored, lock, claimed))
+        });
         match written {
-            Ok((stored, lock)) => self.start(maker, run, &stored, lock),
+            Ok((_, _, Some(claimed))) => {
+                claimed.hand_over();
+                Ok(())
+            }
+            Ok((stored, lock, None)) => self.start(maker, run, &stored, lock),
             Err(e) => {
                 // No intent, no run: nothing was started, and nothing may be left.
                 self.link.forget(&run.id);
@@ -139,7 +156,7 @@ impl Runs {
             unprivileged: false,
             contained: false,
             lease_millis: millis(self.config.lease),
-            tmp_bytes_max: (spec.limits.memory_bytes / 2).clamp(TMP_BYTES_MIN, TMP_BYTES_MAX),
+            tmp_bytes_max: limits::tmp_bytes_max(&spec.limits),
             allow_missing: self.config.allow_missing.clone(),
             limits: LimitSpec {
                 groups: Vec::new(),
@@ -172,7 +189,7 @@ impl Runs {
             if gone {
                 self.link.let_go(&run.id);
                 // The link tells of ends only from the grant on.
-                self.link.tell_ended(&run.id.uid);
+                self.link.tell(&run.id.uid);
                 return Ok(());
             }
             if Instant::now() >= until {

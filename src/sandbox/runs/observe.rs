@@ -47,6 +47,7 @@ impl Runs {
             id: "unknown".to_owned(),
             isolation: Vec::new(),
             state: SandboxState::Preparing,
+            doing: None,
         };
         Ok(all.iter().map(|run| self.look(run).unwrap_or_else(|_| unseen(run))).collect())
     }
@@ -65,7 +66,8 @@ impl Runs {
             // Two looks at once see the same end.
             let _ = run.ended.set(end.clone());
         }
-        Ok(SandboxSeen { run: run.id.clone(), driver: run.driver, id, isolation, state })
+        let doing = if state == SandboxState::Preparing { run.doing() } else { None };
+        Ok(SandboxSeen { run: run.id.clone(), driver: run.driver, id, isolation, state, doing })
     }
 
     /// The driver's id of a run, for people.

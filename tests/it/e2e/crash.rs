@@ -156,3 +156,24 @@ fn kill_all_ends_every_agent_and_nothing_starts_while_held() {
     assert!(answer.to_string().contains("halt"), "{answer}");
     assert!(remote.agent_refs().is_empty());
 }
+
+#[test]
+fn what_a_crash_has_left_is_removed_and_each_removal_is_told_once() {
+    let mut mosaic = Mosaic::start(&[]);
+    mosaic.sigkill();
+    let left =
+        ["runs/.removing-0123456789abcdef", "runs/fedcba9876543210", "trees/agent-nobody", "self-test-tree", "prepared/0123456789abcdef"];
+    for path in left {
+        std::fs::create_dir_all(mosaic.state().join(path)).unwrap();
+    }
+    mosaic.up();
+    mosaic.sigterm();
+    mosaic.up();
+    assert!(left.iter().all(|path| !mosaic.state().join(path).exists()));
+    let audit = std::fs::read_to_string(mosaic.state().join("audit/up.jsonl")).unwrap();
+    for path in left {
+        let told: Vec<&str> = audit.lines().filter(|line| line.contains(path) && line.contains("\"StrayFolderRemoved\"")).collect();
+        assert_eq!(told.len(), 1, "{path}: {audit}");
+        assert!(told[0].contains("\"event\""), "{}", told[0]);
+    }
+}

@@ -57,7 +57,7 @@ pub fn gate_run(name: &str, head: u8, tries: u32) -> RunId {
 }
 
 pub fn seen(run: RunId, state: SandboxState) -> SandboxSeen {
-    SandboxSeen { run, driver: Driver::Process, id: "id".into(), isolation: Vec::new(), state }
+    SandboxSeen { run, driver: Driver::Process, id: "id".into(), isolation: Vec::new(), state, doing: None }
 }
 
 pub fn running(run: RunId, silent_seconds: i64) -> SandboxSeen {

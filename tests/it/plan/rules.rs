@@ -48,6 +48,16 @@ fn a_gate_that_was_lost_waits_for_its_backoff_and_burns_no_retry() {
 }
 
 #[test]
+fn what_takes_long_while_a_sandbox_is_made_is_what_the_agent_waits_for() {
+    let mut making = seen(agent_run(1), SandboxState::Preparing);
+    making.doing = Some("pulling the image a:1: layer 40 %".into());
+    let plan = Facts::new(status(Stage::Begun), observed(vec![making], tree())).plan();
+    assert_eq!(names(&plan), ["EnsureSandbox"]);
+    assert_eq!(plan.status.message.as_deref(), Some("pulling the image a:1: layer 40 %"));
+    assert_eq!(plan.status.reason.as_deref(), Some(reason::STARTING_SANDBOX));
+}
+
+#[test]
 fn a_sandbox_whose_grant_failed_waits_for_its_backoff() {
     let ensure = Action::EnsureSandbox { run: agent_run(1), base: sha(1), content: None };
     let half_made = || observed(vec![seen(agent_run(1), SandboxState::Preparing)], tree());

@@ -231,6 +231,7 @@ impl Truth {
                         CellState::Running { since, sign } => SandboxState::Running { since: *since, last_sign_at: *sign, progress: None },
                         CellState::Ended(end) => SandboxState::Ended(end.clone()),
                     },
+                    doing: None,
                 }
             });
         Look::Seen(seen.collect())

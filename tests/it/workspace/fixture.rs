@@ -97,6 +97,7 @@ pub fn config(state: &Path, repos: &Path, mode: TreeModeWish) -> WorkspaceConfig
         remotes: Vec::new(),
         askpass: PathBuf::from(env!("CARGO_BIN_EXE_mosaic")),
         limits: SnapshotLimits::default(),
+        cleanups: mosaic::cleanups::Cleanups::default(),
     }
 }
 

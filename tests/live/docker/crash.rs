@@ -57,34 +57,43 @@ async fn controller_killed_at_any_instant_leaves_nothing_half_done() {
         controller.wait().unwrap();
 
         let sandbox = host.open();
-        for seen in sandbox.observe(None).await.unwrap() {
-            let run = seen.run;
-            let starts = host.state.path().join(format!("{}-1", run.uid)).join("starts");
-            // What was made and not started is made whole, as the reconcile loop does.
-            if seen.state == SandboxState::Preparing {
-                let subject = host.subject(&sandbox);
-                let mut spec = subject.command(run.uid.as_str(), 1, &["/bin/true"]);
-                spec.run = run.clone();
-                sandbox.ensure(spec).await.unwrap();
-                resumed += 1;
-            }
-            match ended(&sandbox, &run).await.cause {
-                EndCause::Exited(0) => {
-                    assert_eq!(fs::read_to_string(&starts).unwrap(), "started\n", "round {round}");
-                    exited += 1;
-                }
-                EndCause::NotStarted(_) => {
-                    assert!(!starts.exists(), "round {round}");
-                    not_started += 1;
-                }
-                other => panic!("round {round}: {run} ended with {other:?}"),
-            }
-        }
+        let found = settle(&host, &sandbox, round).await;
+        (exited, not_started, resumed) = (exited + found.0, not_started + found.1, resumed + found.2);
         clean(&host, &sandbox, &engine).await;
         assert_eq!(alive("61030.5"), 0, "round {round}");
     }
     println!("{exited} exited, {not_started} were never started, {resumed} were resumed");
     assert!(exited > 0, "no round was late enough to start anything");
+}
+
+/// Makes whole what a killed controller has left, waits for all ends, and looks that each that ended well was started once. How many exited,
+/// were never started, and had to be made whole.
+pub async fn settle(host: &Host, sandbox: &Drivers, round: u64) -> (u32, u32, u32) {
+    let (mut exited, mut not_started, mut resumed) = (0, 0, 0);
+    for seen in sandbox.observe(None).await.unwrap() {
+        let run = seen.run;
+        let starts = host.state.path().join(format!("{}-1", run.uid)).join("starts");
+        // What was made and not started is made whole, as the reconcile loop does.
+        if seen.state == SandboxState::Preparing {
+            let subject = host.subject(sandbox);
+            let mut spec = subject.command(run.uid.as_str(), 1, &["/bin/true"]);
+            spec.run = run.clone();
+            sandbox.ensure(spec).await.unwrap();
+            resumed += 1;
+        }
+        match ended(sandbox, &run).await.cause {
+            EndCause::Exited(0) => {
+                assert_eq!(fs::read_to_string(&starts).unwrap(), "started\n", "round {round}");
+                exited += 1;
+            }
+            EndCause::NotStarted(_) => {
+                assert!(!starts.exists(), "round {round}");
+                not_started += 1;
+            }
+            other => panic!("round {round}: {run} ended with {other:?}"),
+        }
+    }
+    (exited, not_started, resumed)
 }
 
 /// Processes whose command line holds this text, seen for a while: what was just killed goes in a moment.

@@ -5,7 +5,7 @@ use crate::contract::{ended, seen};
 use crate::engine::engine;
 use bollard::Docker;
 use bollard::models::ContainerCreateBody;
-use bollard::query_parameters::CreateContainerOptionsBuilder;
+use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
 use mosaic::plan::observed::{EndCause, SandboxState};
 use mosaic::sandbox::Sandbox;
 use mosaic::sandbox::docker::engine::container_name;
@@ -58,6 +58,38 @@ async fn container_whose_run_is_forgotten_goes_and_a_strangers_with_our_labels_s
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     assert!(engine.state(&name).await.unwrap().is_some());
     engine.remove(&name).await.unwrap();
+    clean(&host, &sandbox, &engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removal_that_somebody_began_is_waited_for() {
+    let Some(engine) = engine("docker::shared::removal_that_somebody_began_is_waited_for").await else { return };
+    let host = Host::new();
+    let sandbox = host.open();
+    let spec = host.subject(&sandbox).script("removing-1", 1, "sleep 1000");
+    sandbox.ensure(spec.clone()).await.unwrap();
+    let name = container_name(&host.installation, &spec.run);
+    // Something for the engine to delete, so that a removal stays under way for a while.
+    let (_, about) = engine.about().await.unwrap();
+    let id = engine.state(&name).await.unwrap().unwrap().id;
+    let many = std::path::Path::new(&about.docker_root_dir.unwrap()).join("containers").join(id).join("many");
+    fs::create_dir(&many).unwrap();
+    (0..30_000).for_each(|n| drop(fs::File::create(many.join(n.to_string())).unwrap()));
+    let remove = || {
+        let name = name.clone();
+        tokio::spawn(async move {
+            let options = RemoveContainerOptionsBuilder::default().force(true).build();
+            Docker::connect_with_defaults().unwrap().remove_container(&name, Some(options)).await
+        })
+    };
+    // Whichever comes second is told that the other one is at it.
+    let (told, removing) = match futures::future::select(remove(), remove()).await {
+        futures::future::Either::Left((told, other)) | futures::future::Either::Right((told, other)) => (told.unwrap(), other),
+    };
+    assert!(told.unwrap_err().to_string().contains("already in progress"));
+    engine.remove(&name).await.unwrap();
+    assert!(engine.state(&name).await.unwrap().is_none(), "it was called gone while it was there");
+    removing.await.unwrap().unwrap();
     clean(&host, &sandbox, &engine).await;
 }
 
