@@ -4,9 +4,11 @@
 //! median over the turns. Nothing is asserted: a figure is for people, and a busy machine is no mistake of the program. What each side
 //! does is said at the head of each part and at the foot of the table.
 //!
-//! Names behind `cargo bench --bench ratios --` choose parts: workspace, snapshot, sandbox, controller, lifecycle, kube, memory, valkey.
+//! Names behind `cargo bench --bench ratios --` choose parts: workspace, snapshot, sandbox, docker, controller, lifecycle, kube, memory,
+//! valkey.
 
 mod controller;
+mod docker;
 mod kube;
 mod lifecycle;
 mod memory;
@@ -33,6 +35,7 @@ fn main() {
         ("snapshot", snapshot::measure),
         ("sandbox", sandbox::measure),
         ("controller", controller::measure),
+        ("docker", docker::measure),
         ("lifecycle", lifecycle::measure),
         ("kube", kube::measure),
         ("memory", memory::measure),
