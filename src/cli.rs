@@ -147,8 +147,12 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
-    /// Print the custom resource definitions
-    Crd,
+    /// Print the custom resource definitions, for `kubectl apply -f -`
+    Crd {
+        /// Instead: a service account with exactly the rights that --store kube needs, in the namespace given by -n
+        #[arg(long)]
+        rbac: bool,
+    },
     /// Print the completions for a shell
     Completions {
         /// Which shell
@@ -242,7 +246,11 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Halt { command } => command.run(&global).await,
         Command::Doctor(doctor) => doctor.run(&global),
         Command::Audit { command } => command.run(&global),
-        Command::Crd => {
+        Command::Crd { rbac: true } => {
+            out!("{}", crate::store::kube::rbac_yaml(&global.namespace).trim_end());
+            Ok(())
+        }
+        Command::Crd { rbac: false } => {
             out!("{}---\n{}", crate::api::schema::crd_yaml(Kind::Agent), crate::api::schema::crd_yaml(Kind::Halt).trim_end());
             Ok(())
         }

@@ -40,7 +40,7 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub listen: Option<String>,
 
-    /// Where records are kept: embedded (one file in the state folder) or valkey [default: embedded, or valkey where its address is given]
+    /// Where records are kept: embedded (one file in the state folder), valkey or kube (the cluster that KUBECONFIG names, or that mosaic runs in) [default: embedded, or valkey where its address is given]
     #[arg(long, env = "MOSAIC_STORE", value_name = "STORE")]
     #[serde(deserialize_with = "scalar")]
     pub store: Option<String>,
@@ -499,6 +499,7 @@ mod tests {
         let url = Some("valkey://mosaic:hunter2@store.example.org:6379");
         assert_eq!(of(None, None).unwrap().store, StoreChoice::Embedded);
         assert_eq!(of(Some("embedded"), url).unwrap().store, StoreChoice::Embedded);
+        assert_eq!(of(Some("kube"), url).unwrap().store, StoreChoice::Kube);
         let chosen = of(None, url).unwrap();
         assert!(matches!(chosen.store, StoreChoice::Valkey { .. }));
         assert!(!format!("{chosen:?}").contains("hunter2"));

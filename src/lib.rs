@@ -27,7 +27,7 @@
 //! | module | question | notes |
 //! |---|---|---|
 //! | [`api`] | what is wanted | records shared by all stores; schema, CEL rules and typed names |
-//! | [`store`] | where it is kept | the Kubernetes API contract in small; keepers `embedded` and `valkey`; leases |
+//! | [`store`] | where it is kept | the Kubernetes API contract in small; keepers `embedded`, `valkey` and `kube`; leases |
 //! | [`plan`] | what to do next | pure: lifecycle, teardown, fleet, gates, retries, orphans, invariants |
 //! | [`effect`] | doing it | `World`: look and do; one arm per action; the in-flight table |
 //! | [`kill`] | ending, whatever else is stuck | latch, SIGKILL by every path, a look, receipts; asks neither store nor engine nor controller |

@@ -8,6 +8,7 @@
 
 pub mod admission;
 pub mod embedded;
+pub mod kube;
 pub mod lease;
 pub mod valkey;
 

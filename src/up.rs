@@ -13,7 +13,7 @@ use crate::audit::{Audit, AuditOptions};
 use crate::cleanups::Cleanups;
 use crate::config::Config;
 use crate::controller::orphans::{self, Memory};
-use crate::controller::reconcile::Context;
+use crate::controller::reconcile::{Context, Journal, Transition};
 use crate::controller::trigger::Trigger;
 use crate::controller::{Controller, Progress};
 use crate::effect::flight::{Ended, Flights};
@@ -141,7 +141,8 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     prepare_state(&config.state)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|source| UpError::Listen { listen: config.listen, source })?;
     let addr = listener.local_addr().map_err(|source| UpError::Listen { listen: config.listen, source })?;
-    let kept = keep::open(config).await?;
+    // On the heap: with a client's futures in it, that of the whole program would be nested too deeply for the compiler.
+    let kept = Box::pin(keep::open(config)).await?;
     let latch = Arc::new(Latch::open(&config.state).map_err(part("the latch of the kill lane"))?);
     let audit = Arc::new(Audit::open(&config.state.join("audit"), "up", AuditOptions::default()).map_err(part("the audit log"))?);
     let mut parts = open_parts(config, kept.installation.clone(), latch.clone(), crate::journal::cleanups(&audit)).await?;
@@ -149,6 +150,10 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     let token = ensure_token(&config.state).map_err(|why| UpError::Part { part: "the HTTP server", why })?;
     let store = kept.store.clone();
     let metrics = Arc::new(Metrics::default());
+    if let Some(teller) = &kept.teller {
+        let about = "Kubernetes events that were not told: too many at once, or not taken";
+        metrics.register(|registry| registry.register("mosaic_events_dropped", about, teller.dropped()));
+    }
 
     let wired = wire(config, &kept, &parts, &audit, &latch);
     let lane = Arc::new(start_lane(config, &parts, &wired.ctx)?);
@@ -347,11 +352,23 @@ fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, l
         epoch: Arc::new(move || leadership.epoch()),
         latch: latch.clone(),
         clock: Arc::new(now),
-        journal: ledger.journal(),
+        journal: journal(&ledger, kept),
         wake,
         own_writes: Mutex::default(),
     });
     Wired { controller: Controller::new(ctx.clone(), trigger, queue), ctx }
+}
+
+/// Where passes tell what they do: the audit log, and whoever tells people beside the records.
+fn journal(ledger: &Arc<Ledger>, kept: &keep::Kept) -> Journal {
+    let journal = ledger.journal();
+    let Some(teller) = kept.teller.clone() else { return journal };
+    let audit = journal.transition.clone();
+    let transition = move |transition: Transition| {
+        teller.tell(&transition.key, &transition.uid, &transition.before, &transition.after);
+        audit(transition);
+    };
+    Journal { transition: Arc::new(transition), ..journal }
 }
 
 /// The time, to the microsecond: records keep no more, and a status must equal itself after a round trip.

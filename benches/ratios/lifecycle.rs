@@ -82,7 +82,7 @@ async fn count(folder: &Path) -> Part {
 }
 
 /// A remote with two gates that any machine can run.
-fn sample_remote(folder: &Path) -> String {
+pub fn sample_remote(folder: &Path) -> String {
     let (seed, remote) = (folder.join("seed"), folder.join("remote.git"));
     std::fs::create_dir_all(seed.join(".mosaic")).expect("a fresh folder");
     let gates = "[[gate]]\nname = \"tests\"\ncommand = \"sleep 0.6; test -s note.txt\"\n\n[[gate]]\nname = \"lint\"\ncommand = \"sleep 0.3; test -f README.md\"\n";
@@ -97,7 +97,8 @@ fn sample_remote(folder: &Path) -> String {
     remote_text.to_owned()
 }
 
-fn agent(number: usize, remote: &str) -> Record {
+/// One agent that does something.
+pub fn agent(number: usize, remote: &str) -> Record {
     let object = json!({
         "kind": "Agent",
         "metadata": {"name": format!("bench-{number}"), "namespace": "default"},
@@ -125,7 +126,8 @@ async fn cleaned_up(store: &dyn Store, key: &Key) {
     }
 }
 
-async fn quiet(up: &Running) {
+/// Waits until no pass was made for a while.
+pub async fn quiet(up: &Running) {
     let (mut since, mut seen) = (Instant::now(), up.progress.passes());
     while since.elapsed() < QUIET {
         tokio::time::sleep(LOOK).await;

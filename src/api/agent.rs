@@ -30,6 +30,8 @@ use std::collections::BTreeMap;
     derive = "PartialEq",
     derive = "Default",
     selectable = ".spec.taskId",
+    selectable = ".spec.agentType",
+    selectable = ".status.phase",
     printcolumn(name = "Type", type_ = "string", json_path = ".spec.agentType"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),

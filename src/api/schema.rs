@@ -25,9 +25,12 @@ pub const MISTAKES_MAX: usize = 20;
 /// The definitions of both kinds, as a cluster takes them.
 #[must_use]
 pub fn crds() -> [CustomResourceDefinition; 2] {
-    let mut halt = Halt::crd();
-    bound_selector(&mut halt);
-    [Agent::crd(), halt]
+    let agent = adjusted(Agent::crd(), without_defaults);
+    let halt = adjusted(Halt::crd(), |schema| {
+        without_defaults(schema);
+        bound_selector(&mut schema["properties"]["spec"]["properties"]["selector"]["properties"]);
+    });
+    [agent, halt]
 }
 
 /// The definition of one kind as the YAML that is checked in under `crds/`.
@@ -128,11 +131,27 @@ fn prune_value(schema: &Value, value: &mut Value, is_root: bool) {
     }
 }
 
+/// A definition with another schema of its only version.
+fn adjusted(definition: CustomResourceDefinition, adjust: impl FnOnce(&mut Value)) -> CustomResourceDefinition {
+    let mut whole = serde_json::to_value(definition).expect("a definition is plain data");
+    adjust(&mut whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
+    serde_json::from_value(whole).expect("it is a definition still")
+}
+
+/// A default would be written into records by the API server, and by no other keeper. Whoever reads knows what absence means.
+fn without_defaults(schema: &mut Value) {
+    let Some(parts) = schema.as_object_mut() else { return };
+    parts.remove("default");
+    parts.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten().for_each(|(_, field)| without_defaults(field));
+    for inner in ["items", "additionalProperties"] {
+        if let Some(inner) = parts.get_mut(inner) {
+            without_defaults(inner);
+        }
+    }
+}
+
 /// Kubernetes' own selector type has no limits; ours has, as every list and text of a spec.
-fn bound_selector(definition: &mut CustomResourceDefinition) {
-    let mut whole = serde_json::to_value(&*definition).expect("a definition is plain data");
-    let selector =
-        &mut whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["selector"]["properties"];
+fn bound_selector(selector: &mut Value) {
     selector["matchLabels"]["maxProperties"] = json!(SELECTOR_ENTRIES_MAX);
     selector["matchLabels"]["additionalProperties"]["maxLength"] = json!(63);
     selector["matchExpressions"]["maxItems"] = json!(SELECTOR_ENTRIES_MAX);
@@ -142,5 +161,4 @@ fn bound_selector(definition: &mut CustomResourceDefinition) {
     expression["operator"]["maxLength"] = json!("DoesNotExist".len());
     expression["values"]["maxItems"] = json!(SELECTOR_ENTRIES_MAX);
     expression["values"]["items"]["maxLength"] = json!(63);
-    *definition = serde_json::from_value(whole).expect("only limits were added");
 }

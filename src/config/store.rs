@@ -1,4 +1,4 @@
-//! Which keeper holds the records, and how a Valkey server is reached.
+//! Which keeper holds the records, and how a Valkey server is reached. How a cluster is reached is kubectl's own configuration.
 
 use super::Check;
 use crate::api::names::{AgentName, Secret};
@@ -19,6 +19,8 @@ pub enum StoreChoice {
         /// Names one of several stores on the server.
         prefix: String,
     },
+    /// The API server of a Kubernetes cluster, which several controllers may share.
+    Kube,
 }
 
 impl Check {
@@ -33,10 +35,10 @@ impl Check {
         let url = url.filter(|url| !url.expose().trim().is_empty());
         let wants_valkey = match store {
             None => url.is_some(),
-            Some("embedded") => false,
+            Some("embedded" | "kube") => false,
             Some("valkey") => true,
             Some(other) => {
-                self.0.push(format!("store: {other:?} is not one of embedded and valkey"));
+                self.0.push(format!("store: {other:?} is not one of embedded, valkey and kube"));
                 false
             }
         };
@@ -54,7 +56,7 @@ impl Check {
             self.0.push(format!("valkey-prefix: {prefix:?}: use at most 63 small letters, digits and '-'"));
         }
         match (wants_valkey, url.map(|url| ValkeyUrl::parse(url.expose()))) {
-            (false, _) => return StoreChoice::Embedded,
+            (false, _) => return if store == Some("kube") { StoreChoice::Kube } else { StoreChoice::Embedded },
             (true, Some(Ok(url))) => return StoreChoice::Valkey { url, durability, prefix: prefix.to_owned() },
             (true, Some(Err(why))) => self.0.push(format!("valkey-url: {why}")),
             (true, None) => self.0.push("valkey-url: is missing; write it as valkey://host:6379".to_owned()),

@@ -91,6 +91,7 @@ pub(super) fn summarise(plan: &mut Plan, desired: &Desired<'_>, now: Timestamp) 
         let text = if finished { "the agent has ended and nothing of it runs" } else { "the agent has not ended" };
         set(status, condition::AGENT_FINISHED, finished, now, text);
     }
+    status.conditions.iter_mut().for_each(|condition| condition.observed_generation = Some(desired.generation));
     let phase = phase(status);
     status.phase = Some(phase);
     status.task_state = Some(task_state(status, phase));

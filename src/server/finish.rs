@@ -180,7 +180,8 @@ async fn await_end(state: &ServerState, last: &Record, uid: &Uid, started: Insta
             let message = format!("asked for, but not seen gone within {} s{why}; it goes on", END_TIME_MAX.as_secs());
             return Ok(ending(&view, false, started, message));
         }
-        tokio::time::sleep(LOOK_PAUSE).await;
+        // The longer it takes, the less it matters: a store elsewhere is not asked fifty times a second for seconds.
+        tokio::time::sleep((started.elapsed() / 5).clamp(LOOK_PAUSE, LOOK_PAUSE * 5)).await;
     }
 }
 

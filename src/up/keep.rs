@@ -1,16 +1,17 @@
 //! Opens whatever keeps the records, and the lease that goes with it.
 //!
 //! The state folder belongs to one program, whatever the store: its lock is taken first where the store is elsewhere. An embedded store is led by
-//! whoever has the folder, at once or never. Of several controllers on one Valkey server one leads and the others stand by.
+//! whoever has the folder, at once or never. Of several controllers on one Valkey server or in one cluster one leads and the others stand by.
 
 use super::{UpError, part};
 use crate::api::names::Epoch;
 use crate::config::{Config, StoreChoice};
 use crate::controller::leadership::Leadership;
 use crate::store::embedded::{EmbeddedOptions, EmbeddedStore};
+use crate::store::kube::{KubeLease, KubeOptions, KubeStore, Teller};
 use crate::store::lease::{Acquired, FileLease, Lease};
 use crate::store::valkey::{Durability, ValkeyLease, ValkeyOptions, ValkeyStore, ValkeyUrl};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoreResult};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ pub(super) struct Kept {
     pub(super) installation: String,
     /// What was found, one line each.
     pub(super) notes: Vec<String>,
+    /// Tells people beside the records what happens, where the keeper has a way.
+    pub(super) teller: Option<Arc<Teller>>,
     /// Held as long as this program works on the state folder.
     pub(super) _folder: Option<FileLease>,
 }
@@ -39,6 +42,7 @@ pub(super) async fn open(config: &Config) -> Result<Kept, UpError> {
     match &config.store {
         StoreChoice::Embedded => embedded(config).await,
         StoreChoice::Valkey { url, durability, prefix } => valkey(config, url, *durability, prefix).await,
+        StoreChoice::Kube => kube(config).await,
     }
 }
 
@@ -47,23 +51,46 @@ async fn embedded(config: &Config) -> Result<Kept, UpError> {
     let installation = store.installation().map_err(part("the embedded store"))?;
     let leadership = Leadership::new(Arc::new(FileLease::new(&config.state, Some(store.clone()))), Epoch(0));
     take(config, leadership.ask().await.map_err(part("the leader lease"))?)?;
-    Ok(Kept { store, leadership: Arc::new(leadership), installation, notes: Vec::new(), _folder: None })
+    Ok(Kept { store, leadership: Arc::new(leadership), installation, notes: Vec::new(), teller: None, _folder: None })
 }
 
 async fn valkey(config: &Config, url: &ValkeyUrl, durability: Durability, prefix: &str) -> Result<Kept, UpError> {
+    let folder = lock_folder(config).await?;
+    let options = ValkeyOptions { prefix: prefix.to_owned(), durability, ..ValkeyOptions::default() };
+    let store = patiently(async || ValkeyStore::open(url, options.clone()).await).await.map_err(part("the Valkey store"))?;
+    let installation = installation(&config.state)?;
+    let leadership = stand(Arc::new(ValkeyLease::new(&store, Some(&config.state)))).await;
+    let mut notes = store.notes().to_vec();
+    notes.push(leadership.describe());
+    Ok(Kept { store: Arc::new(store), leadership, installation, notes, teller: None, _folder: Some(folder) })
+}
+
+async fn kube(config: &Config) -> Result<Kept, UpError> {
+    let folder = lock_folder(config).await?;
+    let client = crate::store::kube::client().await.map_err(part("the Kubernetes store"))?;
+    let store = KubeStore::new(client, KubeOptions::default());
+    let mut notes = patiently(async || store.check().await).await.map_err(part("the Kubernetes store"))?;
+    let installation = installation(&config.state)?;
+    let leadership = stand(Arc::new(KubeLease::new(&store, &installation, Some(&config.state)))).await;
+    notes.push(leadership.describe());
+    let teller = Some(Arc::new(store.teller()));
+    Ok(Kept { store: Arc::new(store), leadership, installation, notes, teller, _folder: Some(folder) })
+}
+
+/// Makes the state folder this program's, where the store does not do that.
+async fn lock_folder(config: &Config) -> Result<FileLease, UpError> {
     let folder = FileLease::new(&config.state, None);
     take(config, folder.acquire(Epoch(0)).await.map_err(part("the state folder's lock"))?)?;
-    let options = ValkeyOptions { prefix: prefix.to_owned(), durability, ..ValkeyOptions::default() };
-    let store = open_server(url, &options).await?;
-    let installation = installation(&config.state)?;
-    let leadership = Leadership::new(Arc::new(ValkeyLease::new(&store, Some(&config.state))), Epoch(0));
-    // Who is not told that it leads stands by and asks on.
+    Ok(folder)
+}
+
+/// A candidate that has asked once. Who is not told that it leads stands by and asks on.
+async fn stand(lease: Arc<dyn Lease>) -> Arc<Leadership> {
+    let leadership = Leadership::new(lease, Epoch(0));
     if let Err(error) = leadership.ask().await {
         tracing::warn!(error = crate::causes::one_line(&error), "could not ask for the leader lease; asking on");
     }
-    let mut notes = store.notes().to_vec();
-    notes.push(leadership.describe());
-    Ok(Kept { store: Arc::new(store), leadership: Arc::new(leadership), installation, notes, _folder: Some(folder) })
+    Arc::new(leadership)
 }
 
 fn take(config: &Config, acquired: Acquired) -> Result<(), UpError> {
@@ -86,13 +113,12 @@ async fn open_file(path: &Path) -> Result<EmbeddedStore, UpError> {
 }
 
 /// Opens the store of a server that may just be starting as well.
-async fn open_server(url: &ValkeyUrl, options: &ValkeyOptions) -> Result<ValkeyStore, UpError> {
+async fn patiently<T>(open: impl AsyncFn() -> StoreResult<T>) -> StoreResult<T> {
     let until = Instant::now() + SERVER_PATIENCE;
     loop {
-        match ValkeyStore::open(url, options.clone()).await {
-            Ok(store) => return Ok(store),
+        match open().await {
             Err(StoreError::Unavailable { .. }) if Instant::now() < until => tokio::time::sleep(SERVER_PAUSE).await,
-            Err(error) => return Err(part("the Valkey store")(error)),
+            opened => return opened,
         }
     }
 }

@@ -69,6 +69,7 @@ fn within_a_container_that_may_make_no_namespaces_it_says_so() {
             when: &[Condition { argument: 0, mask: libc::CLONE_NEWPID as u32 | libc::CLONE_NEWNS as u32, is_one: false, values: &[0] }],
         },
         Rule { call: libc::SYS_unshare, errno: libc::EPERM, when: &[] },
+        Rule { call: libc::SYS_clone3, errno: libc::ENOSYS, when: &[] },
     ];
     let output = behind(NO_NAMESPACES, &[]);
     let shown = text(&output);

@@ -13,6 +13,7 @@ mod fuzz_seeds;
 mod gates;
 mod http;
 mod kill;
+mod kube_api;
 mod plan;
 mod records;
 mod servers;

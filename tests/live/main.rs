@@ -1,5 +1,5 @@
-//! What needs more than this machine's kernel and git: a container engine (`DOCKER_HOST`, or the usual socket), a Valkey server. Without its
-//! component each test says so and is counted as skipped.
+//! What needs more than this machine's kernel and git: a container engine (`DOCKER_HOST`, or the usual socket), a Valkey server, a Kubernetes API
+//! server. Without its component each test says so and is counted as skipped.
 //!
 //! Containers run this machine's busybox (Debian: `busybox-static`), from an image that the tests make themselves; what needs more inside uses
 //! the default sandbox image (`make image`). Tests share one engine and never look at what another installation has there.
@@ -19,6 +19,7 @@ mod engine;
 #[path = "../it/e2e/harness.rs"]
 mod harness;
 mod kill;
+mod kube;
 #[path = "../it/skip.rs"]
 mod skip;
 mod valkey;

@@ -5,7 +5,7 @@ mod contract;
 mod e2e;
 mod faults;
 mod lease;
-mod proxy;
+pub mod proxy;
 mod recovery;
 mod server;
 mod soak;

@@ -1,5 +1,5 @@
-//! The limits that no kernel holds for us: disk and inodes of a run, a flood of refused processes, and memory where there are no control
-//! groups.
+//! The limits that no kernel holds for us: disk and inodes of a run, a flood of refused processes, and, where there are no control groups,
+//! memory and having all processes that one may for long.
 //!
 //! A thread looks at every running sandbox again and again: it sums what the files of tree, HOME and `/mosaic/out` have allocated, and ends
 //! a run that has more than it may. A look takes about one part in `LOOK_SHARE` of the thread's time, so that a large tree is looked at
@@ -52,6 +52,8 @@ const DEPTH_MAX: usize = 128;
 const DESCRIPTORS_MAX: usize = 64 * 1024;
 /// Refused processes that are no accident any more: a build that forks too wide gives up long before.
 const PIDS_REFUSED_MAX: u64 = 10_000;
+/// Where nobody counts refusals: rounds in which it had all that it may. A build that is so wide goes down in between.
+const FULL_ROUNDS_MAX: u32 = 20;
 /// How long an attempt that begins over its limit may stay so,
 const GRACE: Duration = Duration::from_secs(60);
 /// by how much it may grow meanwhile, as a part of the limit (its tools write before it can remove anything),
@@ -153,6 +155,8 @@ pub(crate) struct Watch {
     exceeded: bool,
     /// Rounds in which everything of the run was gone.
     gone: u32,
+    /// Rounds in a row in which it had as many processes and threads as it may.
+    full: u32,
 }
 
 /// Starts the thread; it ends with the driver.
@@ -189,7 +193,8 @@ impl Runs {
         }
         let Some(spec) = stored(run, &mut watch)? else { return Ok(()) };
         let groups = groups_of(run)?;
-        let exceeded = match refused_too_often(&groups, &spec).or_else(|| memory_exceeded(run, &spec.watch)) {
+        let exceeded = refused_too_often(&groups, &spec).or_else(|| exceeded_without_groups(run, &spec, &mut watch));
+        let exceeded = match exceeded {
             None if watch.next.is_none_or(|next| Instant::now() >= next) => {
                 let started = Instant::now();
                 let bounds = spec.watch.bounds(running_for(run)?);
@@ -250,14 +255,23 @@ fn refused_too_often(groups: &[PathBuf], spec: &StoredSpec) -> Option<(Limit, St
     (refused > PIDS_REFUSED_MAX).then(|| (Limit::Pids, pids_message(spec.watch.pids_max, refused)))
 }
 
-/// Memory where no control group holds it: what init and its descendants have by themselves, resident or swapped out.
-fn memory_exceeded(run: &Run, spec: &WatchSpec) -> Option<(Limit, String)> {
-    if spec.memory_bytes_max == 0 {
+/// Memory and processes where no control group holds them: what init and its descendants have.
+fn exceeded_without_groups(run: &Run, spec: &StoredSpec, watch: &mut Watch) -> Option<(Limit, String)> {
+    if spec.watch.memory_bytes_max == 0 {
         return None;
     }
-    let used: u64 = processes_of(run).into_iter().map(memory_of).sum();
-    let text = || format!("its processes had {used} bytes of memory, and may have {}", spec.memory_bytes_max);
-    (used > spec.memory_bytes_max).then(|| (Limit::Memory, text()))
+    let pids = processes_of(run);
+    let used: u64 = pids.iter().copied().map(memory_of).sum();
+    if used > spec.watch.memory_bytes_max {
+        return Some((Limit::Memory, format!("its processes had {used} bytes of memory, and may have {}", spec.watch.memory_bytes_max)));
+    }
+    let most = spec.launch.limits.processes_max?;
+    // Init is not one of its own.
+    let has = pids.into_iter().map(threads_of).sum::<u64>().saturating_sub(1);
+    watch.full = if has >= most.saturating_sub(1) { watch.full + 1 } else { 0 };
+    let seconds = (ROUND_PAUSE * FULL_ROUNDS_MAX).as_secs();
+    (watch.full > FULL_ROUNDS_MAX)
+        .then(|| (Limit::Pids, format!("for {seconds} s it had {has} processes and threads, as many as it may ({most} with its init)")))
 }
 
 /// Processes of a run that is in no control group: init and everything below it.
@@ -289,6 +303,13 @@ fn memory_of(pid: i32) -> u64 {
     let kibibytes = |line: &str| line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
     let counted = status.lines().filter(|line| ["RssAnon:", "RssShmem:", "VmSwap:"].iter().any(|name| line.starts_with(name)));
     counted.map(kibibytes).sum::<u64>() * 1024
+}
+
+/// Threads of a process; none when it is gone.
+fn threads_of(pid: i32) -> u64 {
+    let status = system::read_small(format!("/proc/{pid}/status")).unwrap_or_default();
+    let count = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 /// The sentence on processes.

@@ -17,7 +17,7 @@ mod of_the_lease {
 async fn fresh_store() -> Option<store::Fixture> {
     let url = shared_url()?;
     let options = of_one_test();
-    let (changes_max, history_max) = (options.changes_max, usize::try_from(options.history_max).unwrap());
+    let (changes_max, history_max) = (Some(options.changes_max), usize::try_from(options.history_max).unwrap());
     let store = open_with(&url, options).await.unwrap();
     Some(store::Fixture { store: Arc::new(store), changes_max, history_max, _keep: Box::new(()) })
 }

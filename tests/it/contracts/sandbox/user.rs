@@ -1,4 +1,4 @@
-//! The process driver as an ordinary user: the same contract, the same probes and the same limits, run once more by a user without any
+//! The process driver as an ordinary user: the same contract, the same probes and the same bombs, run once more by a user without any
 //! privilege. As root this starts the test program again as such a user; started by an ordinary user, the tests themselves are all there is.
 
 use super::process::Host;
@@ -26,6 +26,12 @@ const AGAIN: &[&str] = &[
     #[cfg(target_arch = "x86_64")]
     "contracts::sandbox::probes::isolation_names_what_was_tried",
     "contracts::sandbox::masks::each_primitive_masked_refuses_the_start_with_its_reason",
+    "contracts::sandbox::limits::memory_hog_ends_for_its_memory",
+    "contracts::sandbox::limits::fork_bomb_ends_for_its_processes",
+    "contracts::sandbox::limits::full_disk_and_deleted_but_open_files_end_for_the_disk",
+    "contracts::sandbox::limits::sparse_giants_and_hard_links_are_no_use_of_the_disk",
+    "contracts::sandbox::limits::too_many_files_end_for_the_inodes",
+    "contracts::sandbox::limits::spinning_and_printing_hurt_nobody",
     "contracts::sandbox::user::an_ordinary_user_is_bounded_as_well",
     "contracts::sandbox::user::memory_and_files_without_a_name_are_no_way_round_the_watchdog",
     "e2e::neighbours::two_hostile_agents_change_nothing_of_a_third",

@@ -23,7 +23,7 @@ async fn fresh() -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let options =
         EmbeddedOptions { changes_max: 100, history_max: 5, bookmark_interval: Duration::from_millis(100), ..EmbeddedOptions::default() };
-    let (changes_max, history_max) = (options.changes_max, 5);
+    let (changes_max, history_max) = (Some(options.changes_max), 5);
     let store = EmbeddedStore::open(&folder.path().join("mosaic.redb"), options).unwrap();
     Fixture { store: Arc::new(store), changes_max, history_max, _keep: Box::new(folder) }
 }

@@ -1,0 +1,296 @@
+//! Leading with a Kubernetes lease: killed, stopped and cut-off leaders, clocks that differ, and epochs that never go back.
+
+use super::cluster::{Cluster, cluster};
+use crate::contracts::lease::leads;
+use crate::valkey::proxy::{Mode, Proxy};
+use futures::FutureExt;
+use mosaic::api::names::Epoch;
+use mosaic::controller::leadership::Leadership;
+use mosaic::store::StoreError;
+use mosaic::store::kube::{KubeLease, KubeOptions, KubeStore};
+use mosaic::store::lease::{Acquired, Lease, LeaseError};
+use serde_json::json;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Set in a child process that shall lead.
+const CHILD: &str = "MOSAIC_TEST_KUBE_LEASE_CHILD";
+/// Within which a leader that is gone is replaced.
+const REPLACED_WITHIN: Duration = Duration::from_secs(6);
+const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/default/leases/mosaic";
+
+fn candidate(store: &KubeStore) -> Arc<dyn Lease> {
+    Arc::new(KubeLease::new(store, &uuid::Uuid::new_v4().to_string(), None))
+}
+
+/// A candidate that asks and holds on in the background as long as this lives.
+struct Held {
+    leadership: Arc<Leadership>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl std::ops::Deref for Held {
+    type Target = Leadership;
+    fn deref(&self) -> &Leadership {
+        &self.leadership
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn hold(lease: Arc<dyn Lease>) -> Held {
+    let leadership = Arc::new(Leadership::new(lease, Epoch(0)));
+    let held = leadership.clone();
+    Held { leadership, task: tokio::spawn(async move { held.run(|| async {}.boxed()).await }) }
+}
+
+async fn until_it_leads(leadership: &Leadership) -> Epoch {
+    let started = Instant::now();
+    loop {
+        if let Some(epoch) = leadership.epoch() {
+            return epoch;
+        }
+        assert!(started.elapsed() < Duration::from_secs(30), "{}", leadership.describe());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "played by a child process of `a_killed_leader_is_replaced_within_six_seconds` and of `a_stopped_leader_finds_itself_replaced`"]
+async fn child_leads_and_says_so() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let store = KubeStore::new(mosaic::store::kube::client().await.unwrap(), KubeOptions::default());
+    let leadership = hold(candidate(&store));
+    loop {
+        println!("\nepoch {}", leadership.epoch().map_or(0, |epoch| epoch.0));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A leader in a process of its own, and the epochs that it believes to have, as it says them.
+fn start_leader() -> (Child, std::io::Lines<BufReader<ChildStdout>>) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["kube::lease::child_leads_and_says_so", "--exact", "--ignored", "--nocapture"]).env(CHILD, "1");
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines)
+}
+
+fn next_epoch(lines: &mut std::io::Lines<BufReader<ChildStdout>>) -> u64 {
+    loop {
+        let line = lines.next().expect("the child goes on").unwrap();
+        if let Some(epoch) = line.strip_prefix("epoch ") {
+            return epoch.parse().unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_is_replaced_within_six_seconds() {
+    let Some(cluster) = cluster("kube::lease::a_killed_leader_is_replaced_within_six_seconds").await else { return };
+    let store = cluster.store();
+    let mut longest = Duration::ZERO;
+    for round in 1..=5 {
+        let (mut child, mut lines) = start_leader();
+        while next_epoch(&mut lines) == 0 {}
+        let next = hold(candidate(&store));
+        tokio::time::sleep(Duration::from_millis(310 * round)).await;
+        assert_eq!(next.epoch(), None, "one leads");
+        child.kill().unwrap();
+        let killed = Instant::now();
+        until_it_leads(&next).await;
+        longest = longest.max(killed.elapsed());
+        child.wait().unwrap();
+        next.task.abort();
+        next.resign().await;
+    }
+    println!("a killed leader was replaced after {longest:?} at the longest");
+    assert!(longest < REPLACED_WITHIN, "{longest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_leader_finds_itself_replaced() {
+    let Some(cluster) = cluster("kube::lease::a_stopped_leader_finds_itself_replaced").await else { return };
+    let (mut child, mut lines) = start_leader();
+    let first = loop {
+        match next_epoch(&mut lines) {
+            0 => {}
+            epoch => break epoch,
+        }
+    };
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let store = cluster.store();
+    let next = hold(candidate(&store));
+    let second = until_it_leads(&next).await;
+    assert!(second.0 > first);
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    let began = Instant::now();
+    // What it said before it was stopped may still come through the pipe.
+    while next_epoch(&mut lines) != 0 {
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+    for _ in 0..50 {
+        assert_eq!(next_epoch(&mut lines), 0, "it believes no more that it leads");
+    }
+    assert_eq!(next.epoch(), Some(second));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clean_end_hands_over_at_once() {
+    let Some(cluster) = cluster("kube::lease::a_clean_end_hands_over_at_once").await else { return };
+    let store = cluster.store();
+    let first = Leadership::new(candidate(&store), Epoch(0));
+    assert!(matches!(first.ask().await.unwrap(), Acquired::Leads(_)));
+    let next = hold(candidate(&store));
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(next.epoch(), None);
+    let ended = Instant::now();
+    first.resign().await;
+    assert_eq!(first.epoch(), None);
+    until_it_leads(&next).await;
+    assert!(ended.elapsed() < Duration::from_secs(2), "{:?}", ended.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_cut_off_from_the_api_server_stops_before_another_begins() {
+    let test = "kube::lease::a_leader_cut_off_from_the_api_server_stops_before_another_begins";
+    let Some(cluster) = cluster(test).await else { return };
+    let (proxy, client) = behind_a_proxy().await;
+    let first = hold(candidate(&KubeStore::new(client, KubeOptions::default())));
+    let epoch = until_it_leads(&first).await;
+    let next = hold(candidate(&cluster.store()));
+    proxy.set(Mode::Swallow);
+    let started = Instant::now();
+    while next.epoch().is_none() {
+        assert!(started.elapsed() < Duration::from_secs(20));
+        assert!(first.epoch().is_none_or(|held| held == epoch));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(first.epoch(), None, "two never lead at once");
+    proxy.set(Mode::Pass);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(first.epoch(), None);
+    assert!(next.epoch() > Some(epoch));
+}
+
+/// A client that reaches the cluster through a proxy.
+pub async fn behind_a_proxy() -> (Proxy, kube::Client) {
+    let mut config = kube::Config::infer().await.unwrap();
+    let proxy = Proxy::start(config.cluster_url.port_u16().unwrap_or(443)).await;
+    config.cluster_url = format!("https://127.0.0.1:{}", proxy.port).parse().unwrap();
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(3));
+    (proxy, kube::Client::try_from(config).unwrap())
+}
+
+/// Writes what a leader with another clock would have written.
+async fn lease_with_times(cluster: &Cluster, holder: &str, time: &str) {
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": { "name": "mosaic", "annotations": { "mosaicstack.dev/epoch": "7" } },
+        "spec": { "holderIdentity": holder, "leaseDurationSeconds": 4, "acquireTime": time, "renewTime": time },
+    });
+    cluster.ask("POST", "/apis/coordination.k8s.io/v1/namespaces/default/leases", Some(&lease)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_of_others_do_not_matter() {
+    let Some(cluster) = cluster("kube::lease::clocks_of_others_do_not_matter").await else { return };
+    let store = cluster.store();
+    for time in ["2001-01-01T00:00:00.000000Z", "2099-01-01T00:00:00.000000Z"] {
+        lease_with_times(&cluster, "somebody", time).await;
+        let next = candidate(&store);
+        let started = Instant::now();
+        let epoch = loop {
+            match next.acquire(Epoch(0)).await.unwrap() {
+                Acquired::Leads(epoch) => break epoch,
+                Acquired::Held { by } => assert_eq!(by, "somebody"),
+            }
+            // Somebody lives for two seconds, whatever the clock there says.
+            if started.elapsed() < Duration::from_secs(2) {
+                let renewed = json!({ "spec": { "leaseTransitions": started.elapsed().subsec_millis() } });
+                cluster.ask("PATCH", LEASE, Some(&renewed)).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        let waited = started.elapsed();
+        assert!(waited > Duration::from_millis(5900) && waited < Duration::from_secs(8), "{time}: {waited:?}");
+        assert_eq!(epoch, Epoch(8), "above what the object says");
+        cluster.ask("DELETE", LEASE, None).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_annotates_the_lease_deposes_nobody_and_who_deletes_it_does() {
+    let test = "kube::lease::who_annotates_the_lease_deposes_nobody_and_who_deletes_it_does";
+    let Some(cluster) = cluster(test).await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = cluster.store();
+    let lease: Arc<dyn Lease> = Arc::new(KubeLease::new(&store, "one-state-folder", Some(folder.path())));
+    let first = leads(&lease, 40).await;
+    cluster.ask("PATCH", LEASE, Some(&json!({ "metadata": { "annotations": { "example.org/note": "hello" } } }))).await.unwrap();
+    lease.renew(first).await.unwrap();
+    let written = cluster.lease().await.unwrap();
+    assert_eq!(written["metadata"]["annotations"]["example.org/note"], "hello", "what others wrote stays: {written}");
+    cluster.ask("DELETE", LEASE, None).await.unwrap();
+    assert!(matches!(lease.renew(first).await, Err(LeaseError::Lost { .. })));
+    let again = leads(&lease, 0).await;
+    assert!(again > first, "the state folder remembers: {again:?} after {first:?}");
+    lease.release(again).await.unwrap();
+    assert!(leads(&candidate(&store), 0).await > again, "and so does the object");
+}
+
+#[tokio::test]
+async fn a_successor_on_the_same_state_folder_waits_for_nobody() {
+    let Some(cluster) = cluster("kube::lease::a_successor_on_the_same_state_folder_waits_for_nobody").await else { return };
+    let store = cluster.store();
+    let killed: Arc<dyn Lease> = Arc::new(KubeLease::new(&store, "one-state-folder", None));
+    let first = leads(&killed, 0).await;
+    let other = candidate(&store);
+    assert!(matches!(other.acquire(Epoch(0)).await.unwrap(), Acquired::Held { .. }));
+    let successor: Arc<dyn Lease> = Arc::new(KubeLease::new(&store, "one-state-folder", None));
+    assert!(leads(&successor, 0).await > first);
+    assert!(matches!(killed.renew(first).await, Err(LeaseError::Lost { .. })), "with an epoch of its own");
+}
+
+#[tokio::test]
+async fn an_epoch_that_is_no_number_is_not_guessed_at() {
+    let Some(cluster) = cluster("kube::lease::an_epoch_that_is_no_number_is_not_guessed_at").await else { return };
+    lease_with_times(&cluster, "", "2001-01-01T00:00:00.000000Z").await;
+    cluster.ask("PATCH", LEASE, Some(&json!({ "metadata": { "annotations": { "mosaicstack.dev/epoch": "seven" } } }))).await.unwrap();
+    let refused = candidate(&cluster.store()).acquire(Epoch(0)).await;
+    assert!(matches!(&refused, Err(LeaseError::Unusable(why)) if why.contains("seven")), "{refused:?}");
+}
+
+#[tokio::test]
+async fn two_installations_in_two_namespaces_do_not_share_agents() {
+    let Some(cluster) = cluster("kube::lease::two_installations_in_two_namespaces_do_not_share_agents").await else { return };
+    let elsewhere = |namespace: &str| {
+        let namespace = namespace.to_owned();
+        async move {
+            let mut config = kube::Config::infer().await.unwrap();
+            config.default_namespace = namespace;
+            KubeStore::new(kube::Client::try_from(config).unwrap(), KubeOptions::default())
+        }
+    };
+    let store = elsewhere("other").await;
+    store.check().await.unwrap();
+    leads(&candidate(&store), 0).await;
+    let refused = cluster.store().check().await;
+    assert!(matches!(&refused, Err(StoreError::Unusable(why)) if why.contains("namespace other")), "{refused:?}");
+    // Also who looked before the other came.
+    let late = candidate(&cluster.store()).acquire(Epoch(0)).await;
+    assert!(matches!(&late, Err(LeaseError::Store(StoreError::Unusable(_)))), "{late:?}");
+}
