@@ -5,16 +5,18 @@
 //! the same command without an init of ours, and kills by what the kernel or the engine offers. A start is over with the first byte that the
 //! command writes, a kill when nothing is left in the process table, a removal when the engine lists nothing.
 //!
-//! `MOSAIC_BENCH_DOCKER=turns:wave-turns:kill-turns` makes it larger or smaller.
+//! `MOSAIC_BENCH_DOCKER=50:6:3:100` says how often starts, waves and kills are measured, and how many containers are killed at most.
 
 mod kills;
 mod raw;
 
 use crate::table::{Figure, Part};
+use futures::StreamExt;
 use futures::future::join_all;
 use mosaic::api::agent::Driver;
 use mosaic::api::names::{Attempt, Epoch, Role, RunId, Uid};
 use mosaic::api::validate::LIMITS_DEFAULT;
+use mosaic::effect::flight::EFFECTS_PARALLEL_MAX;
 use mosaic::plan::observed::SandboxState;
 use mosaic::sandbox::docker::engine::Engine;
 use mosaic::sandbox::docker::{DockerConfig, IMAGE_DEFAULT};
@@ -22,7 +24,7 @@ use mosaic::sandbox::folder::RunFolder;
 use mosaic::sandbox::init_binary::find_init;
 use mosaic::sandbox::{Drivers, RunSpec, SANDBOX_UID, Sandbox, SandboxConfig};
 use raw::Raw;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -44,11 +46,11 @@ struct Bench {
     runtime: tokio::runtime::Runtime,
 }
 
-/// How often each is measured: starts, waves, kills.
-fn turns() -> (usize, usize, usize) {
+/// How often starts, waves and kills are measured, and how many are killed at most.
+fn sizes() -> [usize; 4] {
     let wanted = std::env::var("MOSAIC_BENCH_DOCKER").unwrap_or_default();
     let numbers: Vec<usize> = wanted.split(':').filter_map(|text| text.parse().ok()).collect();
-    if let [starts, waves, kills] = numbers[..] { (starts, waves, kills) } else { (50, 6, 3) }
+    numbers.try_into().unwrap_or([50, 6, 3, 100])
 }
 
 /// Measures the part.
@@ -70,15 +72,15 @@ pub fn measure() -> Part {
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("a folder that its user may enter");
     let installation = uuid::Uuid::new_v4().to_string();
     let bench = Bench { folder, installation, engine, image, runtime };
-    let (starts, waves, kills) = turns();
+    let [starts, waves, kills, most] = sizes();
     let drivers = bench.open();
     drivers.test(Driver::Docker).expect("docker sandboxes work here");
     let mut part = Part::default();
     bench.starts(&drivers, starts, waves, &mut part);
     bench.claims(&drivers, starts, &mut part);
     bench.repairs(&drivers, starts.min(20), &mut part);
-    let drivers = bench.adoptions(drivers, kills, &mut part);
-    for count in [50, 100] {
+    let drivers = bench.adoptions(drivers, kills, most.min(50), &mut part);
+    for count in BTreeSet::from([most.min(50), most]) {
         bench.kills(&drivers, count, kills, &mut part);
     }
     assert_eq!(bench.containers(), 0, "the bench has left containers");
@@ -190,9 +192,8 @@ impl Bench {
     }
 
     /// The next controller finds fifty running ones, over a list and fifty inspections.
-    fn adoptions(&self, drivers: Drivers, turns: usize, part: &mut Part) -> Drivers {
-        const COUNT: usize = 50;
-        let specs: Vec<RunSpec> = (0..COUNT).map(|n| self.spec(&format!("adopted-{n}"), 1)).collect();
+    fn adoptions(&self, drivers: Drivers, turns: usize, count: usize, part: &mut Part) -> Drivers {
+        let specs: Vec<RunSpec> = (0..count).map(|n| self.spec(&format!("adopted-{n}"), 1)).collect();
         for wave in specs.chunks(WAVE) {
             self.start(&drivers, wave);
         }
@@ -205,17 +206,22 @@ impl Bench {
             let seen = self.runtime.block_on(drivers.observe(None)).expect("a look");
             let took = started.elapsed().as_secs_f64();
             let running = seen.iter().filter(|seen| matches!(seen.state, SandboxState::Running { .. })).count();
-            assert_eq!(running, COUNT, "all are adopted");
-            doubled += self.containers().saturating_sub(COUNT);
-            let looked = self.runtime.block_on(self.list_and_inspect(COUNT));
+            assert_eq!(running, count, "all are adopted");
+            doubled += self.containers().saturating_sub(count);
+            let looked = self.runtime.block_on(self.list_and_inspect(count));
             if turn > 0 {
                 ours.push(took);
                 floor.push(looked);
             }
         }
-        part.figures.push(Figure::of_seconds("50 containers adopted and looked at / list and inspect of 50", Some(2.0), &ours, &floor));
+        part.figures.push(Figure::of_seconds(
+            &format!("{count} containers adopted and looked at / list and inspect of {count}"),
+            Some(2.0),
+            &ours,
+            &floor,
+        ));
         part.foot.push(format!(
-            "docker: after {} adoptions of {COUNT} containers the engine had {doubled} more than there should be.",
+            "docker: after {} adoptions of {count} containers the engine had {doubled} more than there should be.",
             turns * 3
         ));
         drivers.test(Driver::Docker).expect("docker sandboxes work here");
@@ -240,13 +246,15 @@ impl Bench {
         last_of(signs).duration_since(started).as_secs_f64()
     }
 
-    /// Stops and removes runs, outside every time that is taken.
+    /// Stops and removes runs, as many at once as the controller does.
     fn clear<'a>(&self, drivers: &Drivers, runs: impl Iterator<Item = &'a RunId>) {
         let gone = runs.map(async |run| {
-            drivers.stop(run).await.expect("it stops");
-            drivers.remove(run).await.expect("it goes");
+            // A busy engine does not do everything in its time.
+            while drivers.stop(run).await.is_err() || drivers.remove(run).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
         });
-        drop(self.runtime.block_on(join_all(gone)));
+        self.runtime.block_on(futures::stream::iter(gone).buffer_unordered(EFFECTS_PARALLEL_MAX).for_each(async |()| ()));
     }
 
     fn pid(&self, run: &RunId) -> i32 {

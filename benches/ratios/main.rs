@@ -30,7 +30,7 @@ fn main() {
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
-    let parts: [(&str, Measure); 8] = [
+    let parts: [(&str, Measure); 9] = [
         ("workspace", workspace::measure),
         ("snapshot", snapshot::measure),
         ("sandbox", sandbox::measure),

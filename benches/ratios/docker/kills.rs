@@ -2,12 +2,11 @@
 
 use super::{Bench, PATIENCE, WAVE, kill, raw};
 use crate::table::{Figure, Part};
-use futures::future::join_all;
 use mosaic::kill::Killer;
 use mosaic::kill::latch::Latch;
 use mosaic::kill::receipt::KillRequest;
 use mosaic::sandbox::docker::engine::container_name;
-use mosaic::sandbox::{Drivers, RunSpec, Sandbox};
+use mosaic::sandbox::{Drivers, RunSpec};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -78,13 +77,7 @@ impl Bench {
                 self.runtime.block_on(raw::remove_all(&self.engine, &names));
             }
             // As the controller does for each agent.
-            By::Lane => {
-                let gone = specs.iter().map(async |spec| {
-                    drivers.stop(&spec.run).await.expect("it is dead");
-                    drivers.remove(&spec.run).await.expect("it goes");
-                });
-                drop(self.runtime.block_on(join_all(gone)));
-            }
+            By::Lane => self.clear(drivers, specs.iter().map(|spec| &spec.run)),
             By::Sweep => {}
         }
         if by != By::Sweep {
