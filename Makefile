@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGETS ?= record gates_file result progress link tree_reader
 INIT := $(INIT_TARGET)/release/mosaic-init
 
-.PHONY: help run test build image watch lint lint-fmt lint-clippy lint-doc lint-deny fmt crds bench fuzz clean
+.PHONY: help run test build image image-sandbox image-server watch lint lint-fmt lint-clippy lint-doc lint-deny fmt crds bench fuzz clean
 
 help: ## Show these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,14 +64,20 @@ fmt: ## Format all sources
 	@.ci/need rustfmt
 	$(CARGO) fmt
 
-image: ## Build the default image of sandboxes, mosaic-sandbox:latest, with Docker
+image: image-sandbox image-server ## Build with Docker the default image of sandboxes, mosaic-sandbox:latest, and the server's, mosaic:latest
+
+image-sandbox:
 	@.ci/need docker
 	docker build $(DOCKER_BUILD_FLAGS) --tag mosaic-sandbox:latest --file images/sandbox.Dockerfile images
+
+image-server:
+	@.ci/need docker
+	docker build $(DOCKER_BUILD_FLAGS) --tag mosaic:latest .
 
 crds: ## Print the custom resource definitions into crds/ anew
 	UPDATE_CRDS=1 $(CARGO) test --locked --test it checked_in_definitions_equal_the_printed_ones
 
-bench: build ## Measure; prints ratios with both sides measured in one run (ONLY="workspace snapshot sandbox controller lifecycle memory valkey")
+bench: build ## Measure; prints ratios with both sides measured in one run (ONLY="workspace snapshot sandbox docker controller lifecycle kube memory valkey")
 	@.ci/need git bwrap
 	MOSAIC_INIT="$(CURDIR)/$(INIT)" $(CARGO) bench --locked --bench ratios -- $(ONLY)
 

@@ -56,14 +56,27 @@ const SWEEPS_MAX: u32 = 8;
 /// Least time for the end of pushes.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
+/// What the controller is told, from any thread.
+type Tell = Box<dyn Fn(&[RunId], &[Uid]) + Send + Sync>;
+/// An agent and its `namespace/name`.
+type Named = (Uid, String);
+/// What the controller knows of the agents that a request means.
+type Known = Box<dyn Fn(&KillRequest) -> Vec<Named> + Send + Sync>;
+/// A run that lives, and the process that shows it.
+type Living = (RunId, Driver, Identity);
+/// What the drivers remember.
+type Alive = Box<dyn Fn() -> Vec<Living> + Send + Sync>;
+/// What the engine saw of a target, and when.
+type Seen = (Target, Struck, Option<(Saw, Instant)>);
+
 /// The controller beside the lane.
 pub struct Controller {
     /// Told what is being killed, runs and agents: says the word over the links, breaks off effects, wakes the records. Nothing waits for it.
-    pub tell: Box<dyn Fn(&[RunId], &[Uid]) + Send + Sync>,
+    pub tell: Tell,
     /// Agents that a request means, with `namespace/name`, of which there may be nothing on the disk yet. Must not wait.
-    pub known: Box<dyn Fn(&KillRequest) -> Vec<(Uid, String)> + Send + Sync>,
+    pub known: Known,
     /// Runs that live as far as the drivers remember: whoever empties a folder hides nothing. Must not wait.
-    pub alive: Box<dyn Fn() -> Vec<(RunId, Driver, Identity)> + Send + Sync>,
+    pub alive: Alive,
 }
 
 /// Kills what a state folder knows.
@@ -305,7 +318,7 @@ struct Round<'a> {
     /// To be noted and kept with the next strike.
     notes: Vec<Note>,
     keeping: Vec<Keeping>,
-    seen: Vec<(Target, Struck, Option<(Saw, Instant)>)>,
+    seen: Vec<Seen>,
 }
 
 impl<'a> Round<'a> {

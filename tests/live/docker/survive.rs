@@ -37,7 +37,7 @@ fn all_are_delivered_once(own: &mut OwnEngine, runtime: &tokio::runtime::Handle,
     let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
     let body = |n: usize| {
         // Ten of them end while nobody is there, ten are told to.
-        let wait = if n % 2 == 0 { "while [ ! -e go ]; do sleep 0.1; done; rm go" } else { "sleep 3" };
+        let wait = if n.is_multiple_of(2) { "while [ ! -e go ]; do sleep 0.1; done; rm go" } else { "sleep 3" };
         let mut body = task(&remote, &format!("job-{n:02}"), &format!("echo run >> runs-{n}.txt; {wait}"));
         body["sandbox"] = json!({ "driver": if n < AGENTS / 2 { "process" } else { "docker" } });
         body
