@@ -66,6 +66,12 @@ impl Truth {
         }
     }
 
+    /// Who waits for an effect waits no longer: whether it happens is unknown.
+    pub fn give_up(&mut self, number: u64) {
+        let failed = failure(self, reason::ENGINE_UNAVAILABLE, "the engine has not answered");
+        self.end_effect(number, Err(failed));
+    }
+
     fn end_effect(&mut self, number: u64, result: Result<Outcome, Failure>) {
         let pending = self.effects.get_mut(&number).expect("it is under way");
         pending.result = Some(result);

@@ -223,6 +223,13 @@ fn seeds_until_caught(plant: Plant) -> Option<(u64, String)> {
         if plant == Plant::QueuedPushBegun {
             violations.extend(super::sweep::kill_at_the_push(seed, Some(plant)));
         }
+        // A start that is queued at this very moment is met seldom as well.
+        if plant == Plant::CreatedIsDead {
+            violations.extend(super::sweep::kill_at_a_queued_start(seed, Some(plant)));
+        }
+        if plant == Plant::ConcludedUnburied {
+            violations.extend(super::sweep::start_after_a_lie(seed, Some(plant)));
+        }
         violations.first().map(|text| (seed + 1, text.clone()))
     })
 }

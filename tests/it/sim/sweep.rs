@@ -5,7 +5,7 @@
 
 mod lane;
 
-pub use lane::kill_at_the_push;
+pub use lane::{kill_at_a_queued_start, kill_at_the_push, start_after_a_lie};
 
 use super::faults::{Aim, Faults, Strike};
 use super::mischief::{agent_record, agent_spec};

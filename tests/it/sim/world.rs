@@ -285,6 +285,8 @@ impl Truth {
         let agent = subject.agent.as_ref();
         let counts = agent.map(|agent| agent.status.counts).unwrap_or_default();
         let notes = subject.record.metadata.annotations.as_ref();
+        let is_latched = self.latches.get(&controller).is_some_and(|latch| latch.killed(&effect.uid).is_some());
+        let is_unwanted = is_latched && effect.action.starts_something() && !self.planted(Plant::QueuedPushBegun);
         let pending = Pending {
             controller,
             effect: effect.clone(),
@@ -296,7 +298,8 @@ impl Truth {
             result: None,
             late: false,
             begun_at: self.elapsed,
-            abandoned: None,
+            // Of whom the controller knows by now that it was killed nothing is begun.
+            abandoned: is_unwanted.then_some(0),
         };
         self.effects.insert(number, pending);
     }

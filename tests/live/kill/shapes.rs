@@ -12,8 +12,8 @@ use mosaic::kill::receipt::{KillRequest, Receipts, Verdict};
 use mosaic::sandbox::docker::engine::{Engine, container_name};
 use mosaic::sandbox::{Drivers, RunSpec, Sandbox};
 use rustix::process::{Pid, Signal};
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// No kill may take longer.
@@ -31,8 +31,8 @@ struct Shape {
 enum How {
     /// A script for `sh`, which makes the file `shaped` once it has taken its shape.
     Script(&'static str),
-    /// A program that does nothing but trace, and be traced by, its own child.
-    Traces,
+    /// A program in C, which does the same.
+    Program(&'static str),
     /// Nobody reaps its init: whoever should is stopped.
     InitStaysZombie,
     /// Everything of it is frozen.
@@ -52,12 +52,8 @@ const SHAPES: [Shape; 15] = [
     Shape { name: "paused", how: How::Paused },
     Shape { name: "zombie-init", how: How::InitStaysZombie },
     script("zombies", "n=0; while [ $n -lt 50 ]; do (true &) ; sh -c 'exit 1' & n=$((n+1)); done; touch shaped; exec sleep 60042"),
-    Shape { name: "ptrace-loop", how: How::Traces },
-    script(
-        "files-at-the-limit",
-        "h() { n=3; while [ $n -lt 900 ]; do eval \"exec $n</dev/null\" || break; n=$((n+1)); done; sleep 60042; }; \
-         for i in 1 2 3 4 5 6; do h & done; touch shaped; wait",
-    ),
+    Shape { name: "ptrace-loop", how: How::Program(TRACER) },
+    Shape { name: "files-at-the-limit", how: How::Program(HOARDER) },
     script("full-pipe", "touch shaped; while :; do cat /dev/zero; done"),
     Shape { name: "starting", how: How::Starting },
     script("restart-loop", "touch shaped; while :; do sh -c 'exit 1' & sh -c 'setsid sleep 60042 &'; sleep 0.05; done"),
@@ -91,18 +87,29 @@ int main(void) {
 }
 "#;
 
-/// Compiles the tracer for any image.
-fn tracer() -> PathBuf {
-    static BUILT: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = BUILT.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let (source, program) = (folder.path().join("tracer.c"), folder.path().join("tracer"));
-        std::fs::write(&source, TRACER).unwrap();
-        let built = std::process::Command::new("cc").args(["-static", "-O1", "-o"]).arg(&program).arg(&source).output().unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        folder
-    });
-    folder.path().join("tracer")
+/// Six processes that have opened all the files that they may.
+const HOARDER: &str = r#"
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) {
+    for (int n = 0; n < 6; n++)
+        if (fork() == 0) {
+            while (open("/dev/null", O_RDONLY) >= 0) {}
+            for (;;) pause();
+        }
+    sleep(1);
+    creat("shaped", 0644);
+    for (;;) wait(0);
+}
+"#;
+
+/// Compiles a program for any image.
+fn compile(source: &str, to: &Path) {
+    let file = to.with_extension("c");
+    std::fs::write(&file, source).unwrap();
+    let built = std::process::Command::new("cc").args(["-static", "-O1", "-o"]).arg(to).arg(&file).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }
 
 fn kills() -> usize {
@@ -181,10 +188,10 @@ impl Case<'_> {
         self.sandbox.remove(&spec.run).await.unwrap();
     }
 
-    async fn traces(&self) -> Duration {
+    async fn program(&self, source: &str) -> Duration {
         let mut spec = self.spec("");
-        spec.args = vec!["/workspace/tracer".to_owned()];
-        std::fs::copy(tracer(), spec.tree.join("tracer")).unwrap();
+        spec.args = vec!["/workspace/program".to_owned()];
+        compile(source, &spec.tree.join("program"));
         self.shaped(&spec).await;
         let took = self.killed(&spec).await;
         self.removed(&spec).await;
@@ -277,7 +284,7 @@ impl Case<'_> {
                 self.removed(&spec).await;
                 took
             }
-            How::Traces => self.traces().await,
+            How::Program(source) => self.program(source).await,
             How::InitStaysZombie => self.init_stays_zombie().await,
             How::Paused => self.paused().await,
             How::Starting => self.starting(engine).await,

@@ -3,6 +3,7 @@
 //! push that was under way), nothing is left, and the record says killed unless it had ended before.
 
 use super::{Scenario, all_actions, born, end_of, is_about_to_end, meet, reach, scenarios, suspend};
+use crate::sim::engine::Job;
 use crate::sim::faults::{Aim, Faults, Moment, Strike};
 use crate::sim::mischief::{agent_record, agent_spec};
 use crate::sim::oracle::status_of;
@@ -10,7 +11,7 @@ use crate::sim::plants::Plant;
 use crate::sim::run::simulate;
 use crate::sim::scheduler::Sim;
 use crate::sim::store::uid_of;
-use crate::sim::truth::Truth;
+use crate::sim::truth::{Pending, Truth};
 use mosaic::api::names::{CommitId, Uid};
 use mosaic::plan::action::Action;
 use mosaic::plan::fleet::FleetLimits;
@@ -168,6 +169,61 @@ pub fn kill_at_the_push(seed: u64, plant: Option<Plant>) -> Vec<String> {
 #[test]
 fn a_kill_while_the_commit_is_pushed_leaves_nothing() {
     for (seed, violations) in (0..).zip(simulate(100, |seed| kill_at_the_push(seed, None))) {
+        assert_eq!(violations, Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+/// An agent in a container whose start was asked for and not done.
+fn with_a_queued_start(seed: u64, plant: Option<Plant>) -> (Sim, Key) {
+    let mut sim = Sim::new(seed, plant, FleetLimits { running_max: 1, starting_max: 1 }, Faults::default());
+    let key = Key::agent("default", "agent-0");
+    sim.with(|truth| {
+        truth.git.add_remote("file:///one", &[("tests", &[])]);
+        truth.contained.insert("agent-0".into());
+        truth.create_record(agent_record("agent-0", agent_spec("file:///one", json!({})))).unwrap();
+    });
+    sim.start_controller();
+    reach(&mut sim, |truth| truth.engine.jobs.iter().any(|(_, job)| *job == Job::Start));
+    (sim, key)
+}
+
+/// A kill while a start is queued at the engine; returns what was violated.
+pub fn kill_at_a_queued_start(seed: u64, plant: Option<Plant>) -> Vec<String> {
+    let (mut sim, key) = with_a_queued_start(seed, plant);
+    let first = sim.controllers[0].id;
+    sim.with(|truth| {
+        let uid = uid_of(&truth.records.map[&key]);
+        truth.kill_now(first, &uid);
+    });
+    sim.heal();
+    end_of(&sim, &key).violations
+}
+
+/// Who waits for a queued start gives up, and the engine says that there is no container; then it starts it. What was violated.
+pub fn start_after_a_lie(seed: u64, plant: Option<Plant>) -> Vec<String> {
+    let (mut sim, key) = with_a_queued_start(seed, plant);
+    sim.with(|truth| {
+        let (run, _) = truth.engine.jobs[0].clone();
+        let makes = |p: &Pending| matches!(&p.effect.action, Action::EnsureSandbox { run: of, .. } if *of == run);
+        let number = truth.effects.iter().find(|(_, p)| makes(p)).map(|(number, _)| *number);
+        if let Some(number) = number {
+            truth.give_up(number);
+        }
+        truth.conclude(&run, "no container came of it");
+        while !truth.engine.jobs.is_empty() {
+            truth.step_job(0);
+        }
+        while truth.waiting_inits().contains(&run) && truth.oracle.violations.is_empty() {
+            truth.step_init(&run);
+        }
+    });
+    sim.heal();
+    end_of(&sim, &key).violations
+}
+
+#[test]
+fn a_queued_start_is_no_danger_to_a_kill_nor_to_a_lie() {
+    for (seed, violations) in (0..).zip(simulate(50, |seed| [kill_at_a_queued_start(seed, None), start_after_a_lie(seed, None)].concat())) {
         assert_eq!(violations, Vec::<String>::new(), "seed {seed}");
     }
 }
