@@ -221,6 +221,7 @@ impl Trees {
             namespace: namespace(),
             repository: remote.clone(),
             uid: uid(),
+            agent: "default/x".to_owned(),
             name: format!("agent-{}-x", uid()),
             attempt: Attempt(1),
             base: base.clone(),

@@ -39,9 +39,11 @@ impl Stray {
     }
 }
 
+type Told = dyn Fn(Stray, &str) + Send + Sync;
+
 /// Where it is told.
 #[derive(Clone)]
-pub struct Cleanups(Arc<dyn Fn(Stray, &str) + Send + Sync>);
+pub struct Cleanups(Arc<Told>);
 
 impl Cleanups {
     /// Told what was removed, and which one.

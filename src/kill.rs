@@ -3,50 +3,81 @@
 //! ```text
 //!  HTTP kill ──────┐                        ┌─> latch       memory at once, disk beside the SIGKILL
 //!  admin socket ───┼─> Killer::kill ────────┼─> strike      every init by its handle, control groups, frozen ones thawed
-//!  mosaic kill ────┘   (a thread of its own)├─> link        the word to stop, and the records are woken
+//!  mosaic kill ────┘   (a thread of its own)├─> link        the word to stop; effects are broken off, the records are woken
 //!  (no controller)                          ├─> engine      what the kernel does not show, and containers without a folder
+//!                                           ├─> pushes      `git` and all that it has started here
 //!                                           └─> look ──> receipts: dead-verified | revoked-unverified | failed
 //! ```
 //!
-//! No store, queue, lock or limit of the rest is in the way: what can be killed is read from the state folder (`targets`), and the command
+//! No store, queue, lock or limit of the rest is in the way: whom a kill means is read from the state folder (`targets`): every agent of which
+//! there is a run or a tree, so also one that is merged, judged or pushed at the moment. The command
 //! line does the same by itself when no controller answers. What comes after the death (keeping unpushed work, removing the tree, the
 //! record) is the controller's, which finds the latch; it is no condition of a kill. `record` brings what was latched to the store.
 
 pub mod admin;
+mod book;
 pub mod drill;
 pub mod engine;
 pub mod lane;
 pub mod latch;
 pub mod matrix;
+mod pushes;
 pub mod receipt;
 pub mod record;
 pub mod strike;
 pub mod targets;
 
+pub use book::judge;
+
 use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
 use crate::audit::{Audit, Draft, Outcome};
-use crate::inside::wire::FILE_STOPPED;
-use crate::sandbox::docker::engine::Container;
+use crate::inside::wire::{FILE_STOPPED, Identity};
+use crate::sandbox::folder::RunFolder;
 use crate::store::Key;
+use crate::workspace::{Held, is_pushing};
+use book::{Book, judge_stray, open_of_prepared};
 use engine::{Answer, EnginePath, Saw};
 use k8s_openapi::jiff::Timestamp;
-use latch::{Latch, Note};
-use receipt::{KillRequest, Receipt, Receipts, Steps, Verdict};
+use latch::{Latch, NOTE_TIME_MAX, Note};
+use receipt::{KillRequest, Receipts, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use strike::{Seen, Struck, strike};
+use strike::{Struck, strike};
 use targets::{Target, Targets};
 
 /// How long a kill looks for the end of what it has signalled.
 pub const KILL_TIME_MAX: Duration = Duration::from_millis(4_500);
 /// How often a kill of everything looks again for what came up meanwhile.
 const SWEEPS_MAX: u32 = 8;
+/// Least time for the end of pushes.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 
-/// Told what is being killed: says the word over the links and wakes the records. On a thread of its own; nothing waits for it.
-pub type Tell = Arc<dyn Fn(&[RunId]) + Send + Sync>;
+/// What the controller is told, from any thread.
+type Tell = Box<dyn Fn(&[RunId], &[Uid]) + Send + Sync>;
+/// An agent and its `namespace/name`.
+type Named = (Uid, String);
+/// What the controller knows of the agents that a request means.
+type Known = Box<dyn Fn(&KillRequest) -> Vec<Named> + Send + Sync>;
+/// A run that lives, and the process that shows it.
+type Living = (RunId, Driver, Identity);
+/// What the drivers remember.
+type Alive = Box<dyn Fn() -> Vec<Living> + Send + Sync>;
+/// What the engine saw of a target, and when.
+type Seen = (Target, Struck, Option<(Saw, Instant)>);
+
+/// The controller beside the lane.
+pub struct Controller {
+    /// Told what is being killed, runs and agents: says the word over the links, breaks off effects, wakes the records. Nothing waits for it.
+    pub tell: Tell,
+    /// Agents that a request means, with `namespace/name`, of which there may be nothing on the disk yet. Must not wait.
+    pub known: Known,
+    /// Runs that live as far as the drivers remember: whoever empties a folder hides nothing. Must not wait.
+    pub alive: Alive,
+}
 
 /// Kills what a state folder knows.
 pub struct Killer {
@@ -54,8 +85,8 @@ pub struct Killer {
     pub state: PathBuf,
     /// The latch; the error is why there is none, for receipts.
     pub latch: Result<Arc<Latch>, String>,
-    /// Links and records, where there is a controller.
-    pub tell: Tell,
+    /// The controller, where there is one.
+    pub controller: Option<Arc<Controller>>,
     /// Where kills are written down.
     pub audit: Option<Arc<Audit>>,
 }
@@ -64,103 +95,124 @@ impl Killer {
     /// Kills, looks, and says what was seen. Blocks for at most [`KILL_TIME_MAX`] and a little.
     #[must_use]
     pub fn kill(&self, request: &KillRequest) -> Receipts {
-        let started = Instant::now();
-        let until = started + KILL_TIME_MAX;
-        let mut receipts = Receipts::default();
-        let mut notes = Vec::new();
-        if request.all {
-            let halt = self.halt_of(request);
-            if let Note::Halt { name, .. } = &halt {
-                receipts.halt = Some(name.clone());
-            }
-            // What is being started at this moment meets it at its gate.
-            self.note(std::slice::from_ref(&halt));
-            notes.push(halt);
-        }
-        let mut books: BTreeMap<Uid, Book> = BTreeMap::new();
-        let mut done: BTreeSet<RunId> = BTreeSet::new();
-        let mut containers: BTreeSet<String> = BTreeSet::new();
-        let mut keeping = Vec::new();
-        for _ in 0..SWEEPS_MAX {
-            let found = self.find(request, &done, &mut receipts);
-            let agents = found.iter().filter(|target| !target.is_prepared).map(Target::uid);
-            notes.extend(latch_notes(agents.filter(|uid| !books.contains_key(uid)), request));
-            let is_first = done.is_empty() && keeping.is_empty();
-            if found.is_empty() && notes.is_empty() && !is_first {
+        let mut round = Round::begin(self, request);
+        for sweep in 0..SWEEPS_MAX {
+            let found = self.find(&mut round);
+            if found.is_empty() && round.notes.is_empty() && sweep > 0 {
                 break;
             }
-            self.note(&notes);
-            keeping.push(self.keep(std::mem::take(&mut notes), found.iter().map(|t| t.folder.clone()).collect()));
-            self.tell_of(&found);
-            let asking = self.ask_engine(request, &found, &mut containers, until, &mut receipts);
-            let struck = strike(&found, until);
-            let answer = answer_of(asking, &mut receipts.warnings);
-            for (target, struck) in found.into_iter().zip(struck) {
-                done.insert(target.run.clone());
-                let said = answer.saw.get(&target.run);
-                if target.is_prepared {
-                    receipts.unknown.extend(open_of_prepared(&target, &struck, said));
-                    continue;
-                }
-                books.entry(target.run.uid.clone()).or_insert_with(|| Book::new(&target.agent)).take(&target, &struck, said);
-            }
-            let (prepared, strays): (Vec<_>, Vec<_>) = answer.strays.into_iter().partition(|(container, ..)| container.agent.is_empty());
-            let open = prepared.into_iter().map(judge_stray).filter(|(verdict, _)| *verdict != Verdict::DeadVerified);
-            receipts.unknown.extend(open.map(|(_, message)| message));
-            notes = latch_notes(strays.iter().map(|(container, ..)| &container.run.uid), request);
-            for stray in strays {
-                done.insert(stray.0.run.clone());
-                books.entry(stray.0.run.uid.clone()).or_insert_with(|| Book::new(&stray.0.agent)).take_stray(stray);
-            }
-            receipts
-                .unknown
-                .extend(answer.blind.filter(|_| request.all && is_first).map(|why| format!("containers without a folder: {why}")));
-            if !request.all || Instant::now() >= until {
+            self.strike(&mut round, found, sweep == 0);
+            if !request.all || Instant::now() >= round.until {
                 break;
             }
         }
-        self.note(&notes);
-        keeping.push(self.keep(notes, Vec::new()));
+        let receipts = self.close(round);
+        self.write_down(request, &receipts);
+        receipts
+    }
+
+    /// Strikes what was found, by every path.
+    fn strike(&self, round: &mut Round<'_>, found: Found, is_first: bool) {
+        let Found { runs, held, known } = found;
+        let runs_of = runs.iter().filter(|target| !target.is_prepared).map(|target| (&target.run.uid, &target.agent));
+        let agents =
+            runs_of.chain(held.iter().map(|agent| (&agent.uid, &agent.agent))).chain(known.iter().map(|(uid, agent)| (uid, agent)));
+        let mut news = Vec::new();
+        for (uid, agent) in agents {
+            round.books.entry(uid.clone()).or_insert_with(|| {
+                news.push(uid.clone());
+                Book::new(agent)
+            });
+        }
+        round.notes.extend(latch_notes(news.iter(), round.request));
+        self.note(&round.notes);
+        let notes = std::mem::take(&mut round.notes);
+        round.keeping.push(self.keep(notes, runs.iter().map(|target| target.folder.clone()).collect()));
+        round.pushing.extend(held.iter().filter(|agent| is_pushing(&agent.folder)).map(|agent| agent.uid.clone()));
+        let mut asking = Ok(None);
+        let struck = strike(&runs, round.until, || {
+            self.tell_of(&runs, news, held.clone());
+            asking = self.ask_engine(round, &runs);
+        });
+        let answer = answer_of(asking);
+        for (target, struck) in runs.into_iter().zip(struck) {
+            round.done.insert(target.run.clone());
+            let said = answer.saw.get(&target.run).cloned();
+            if target.is_prepared {
+                round.receipts.unknown.extend(open_of_prepared(&target, &struck, said.as_ref()));
+            } else {
+                round.seen.push((target, struck, said));
+            }
+        }
+        let (prepared, strays): (Vec<_>, Vec<_>) = answer.strays.into_iter().partition(|(container, ..)| container.agent.is_empty());
+        let open = prepared.into_iter().map(judge_stray).filter(|(verdict, _)| *verdict != Verdict::DeadVerified);
+        round.receipts.unknown.extend(open.map(|(_, message)| message));
+        round.notes = latch_notes(strays.iter().map(|(container, ..)| &container.run.uid), round.request);
+        for stray in strays {
+            round.done.insert(stray.0.run.clone());
+            round.books.entry(stray.0.run.uid.clone()).or_insert_with(|| Book::new(&stray.0.agent)).take_stray(stray);
+        }
+        let blind = answer.blind.filter(|_| round.request.all && is_first);
+        round.receipts.unknown.extend(blind.map(|why| format!("containers without a folder: {why}")));
+        round.held.extend(held);
+    }
+
+    /// Judges once the notes are on the disk, or it is known that they are not.
+    fn close(&self, mut round: Round<'_>) -> Receipts {
+        self.note(&round.notes);
+        let keeping = self.keep(std::mem::take(&mut round.notes), Vec::new());
+        round.keeping.push(keeping);
+        let Round { started, until, mut receipts, mut books, keeping, seen, held, pushing, .. } = round;
         let latched = settle(keeping, started, &mut receipts.warnings);
+        for (target, struck, said) in seen {
+            let fenced = latched.is_some() || target.folder.is_stopped().unwrap_or(false);
+            let book = books.get_mut(&target.run.uid).expect("each target has one");
+            book.take(&target.run, &struck, said.as_ref(), fenced);
+        }
+        // Where everything else has taken all of the time, there is still some for a second look.
+        let until = until.max(Instant::now() + LAST_LOOK);
+        for (uid, ended) in pushes::end(&held, pushing, started, until) {
+            books.get_mut(&uid).expect("each held agent has one").take_push(ended);
+        }
         receipts.agents = books.into_iter().map(|(uid, book)| book.close(uid, started, latched)).collect();
         receipts.agents.sort_by(|a, b| a.agent.cmp(&b.agent));
-        self.write_down(request, &receipts);
         receipts.millis = millis(started, Instant::now());
         receipts
     }
 
-    fn halt_of(&self, request: &KillRequest) -> Note {
-        Note::Halt {
-            name: request.halt.clone().unwrap_or_else(new_halt_name),
-            namespace: request.namespace.clone(),
-            hold: request.hold,
-            reason: request.reason.clone().unwrap_or_else(|| "kill-all".to_owned()),
-            at_millis: now_millis(),
+    /// What the request means and was not struck yet.
+    fn find(&self, round: &mut Round<'_>) -> Found {
+        let request = round.request;
+        let found = targets::find(&self.state).map_err(|e| format!("what runs from {} cannot be listed: {e}", self.state.display()));
+        let Targets { runs, held, unreadable } = found.unwrap_or_else(|why| {
+            round.receipts.unknown.extend((!round.receipts.unknown.contains(&why)).then_some(why));
+            Targets::default()
+        });
+        if request.all {
+            let news: Vec<String> = unreadable.into_iter().filter(|what| !round.receipts.unknown.contains(what)).collect();
+            round.receipts.unknown.extend(news);
         }
+        let hidden = self.without_folder(&runs, &held);
+        let runs = runs.into_iter().chain(hidden).filter(|target| !round.done.contains(&target.run));
+        let runs = runs.filter(|target| (request.all || !target.is_prepared) && is_meant(request, target.uid(), &target.agent));
+        let held = held.into_iter().filter(|agent| !round.held.iter().any(|known| known.uid == agent.uid));
+        let held = held.filter(|agent| is_meant(request, &agent.uid, &agent.agent));
+        // Of everything the halt says enough.
+        let asked = self.controller.as_ref().filter(|_| !request.all);
+        let known = asked.map_or_else(Vec::new, |controller| (controller.known)(request));
+        Found { runs: runs.collect(), held: held.collect(), known }
     }
 
-    /// What the request means and was not struck yet.
-    fn find(&self, request: &KillRequest, done: &BTreeSet<RunId>, receipts: &mut Receipts) -> Vec<Target> {
-        let Targets { runs, unreadable } = match targets::find(&self.state) {
-            Ok(found) => found,
-            Err(e) => {
-                receipts.unknown.push(format!("the runs in {} cannot be listed: {e}", self.state.display()));
-                return Vec::new();
-            }
+    /// Runs that live and whose folders are gone.
+    fn without_folder(&self, runs: &[Target], held: &[Held]) -> Vec<Target> {
+        let alive = self.controller.as_ref().map_or_else(Vec::new, |controller| (controller.alive)());
+        let hidden = alive.into_iter().filter(|(run, ..)| !runs.iter().any(|target| target.run == *run));
+        let target = |(run, driver, identity): (RunId, Driver, Identity)| {
+            let agent = held.iter().find(|agent| agent.uid == run.uid).map_or_else(|| run.uid.to_string(), |agent| agent.agent.clone());
+            let folder = RunFolder::of(&self.state, &run);
+            Target { run, agent, driver, folder, groups: Vec::new(), remembered: Some(identity), is_prepared: false }
         };
-        if request.all {
-            let news: Vec<String> = unreadable.into_iter().filter(|what| !receipts.unknown.contains(what)).collect();
-            receipts.unknown.extend(news);
-        }
-        let namespace = request.namespace.as_deref();
-        let is_meant = |target: &Target| {
-            if request.all {
-                namespace.is_none_or(|namespace| target.namespace() == namespace)
-            } else {
-                request.agents.iter().any(|name| target.is_called(name, namespace.unwrap_or("default")))
-            }
-        };
-        runs.into_iter().filter(|target| !done.contains(&target.run) && is_meant(target)).collect()
+        hidden.map(target).collect()
     }
 
     fn note(&self, notes: &[Note]) {
@@ -170,54 +222,56 @@ impl Killer {
     }
 
     /// Brings notes and tombstones to the disk, beside the strike.
-    fn keep(&self, notes: Vec<Note>, folders: Vec<crate::sandbox::folder::RunFolder>) -> Keeping {
+    fn keep(&self, notes: Vec<Note>, folders: Vec<RunFolder>) -> Keeping {
         let latch = self.latch.clone();
         std::thread::Builder::new().name("mosaic-latch".to_owned()).spawn(move || {
             // The latch is what counts; a tombstone tells how the run ended. On a disk that does not move this thread is left behind.
-            let _ = std::thread::Builder::new().name("mosaic-tombstones".to_owned()).spawn(move || {
+            let (told, buried) = mpsc::channel();
+            let burying = std::thread::Builder::new().name("mosaic-tombstones".to_owned()).spawn(move || {
                 for folder in folders {
                     let _ = std::fs::File::create_new(folder.path().join(FILE_STOPPED));
                 }
+                let _ = told.send(());
             });
-            (latch.and_then(|latch| latch.keep(&notes)), Instant::now())
+            let kept = latch.and_then(|latch| latch.keep(&notes));
+            if burying.is_ok() {
+                let _ = buried.recv_timeout(NOTE_TIME_MAX);
+            }
+            (kept, Instant::now())
         })
     }
 
-    fn tell_of(&self, found: &[Target]) {
-        let (tell, runs) = (self.tell.clone(), found.iter().map(|target| target.run.clone()).collect::<Vec<_>>());
+    fn tell_of(&self, runs: &[Target], uids: Vec<Uid>, held: Vec<Held>) {
+        let (controller, runs) = (self.controller.clone(), runs.iter().map(|target| target.run.clone()).collect::<Vec<_>>());
         // If no thread can be made, the kernel's paths are all there is, and enough.
-        let _ = std::thread::Builder::new().name("mosaic-tell".to_owned()).spawn(move || tell(&runs));
+        let _ = std::thread::Builder::new().name("mosaic-tell".to_owned()).spawn(move || {
+            controller.iter().for_each(|controller| (controller.tell)(&runs, &uids));
+            pushes::ask(&held);
+        });
     }
 
-    /// The engine's path; only where it may have something of what is meant. `known` are the containers that have a folder.
-    fn ask_engine(
-        &self,
-        request: &KillRequest,
-        found: &[Target],
-        known: &mut BTreeSet<String>,
-        until: Instant,
-        receipts: &mut Receipts,
-    ) -> Option<std::thread::JoinHandle<Answer>> {
+    /// The engine's path; only where it may have something of what is meant. The error is why it could not be asked.
+    fn ask_engine(&self, round: &mut Round<'_>, found: &[Target]) -> Result<Option<JoinHandle<Answer>>, String> {
+        let request = round.request.clone();
         let contained: Vec<Target> = found.iter().filter(|target| target.driver == Driver::Docker).cloned().collect();
         let path = match EnginePath::recall(&self.state) {
-            Ok(path) => path?,
+            Ok(Some(path)) => path,
+            Ok(None) => return Ok(None),
             Err(why) => {
-                receipts.unknown.extend((!receipts.unknown.contains(&why)).then_some(why));
-                return None;
+                if !round.receipts.unknown.contains(&why) {
+                    round.receipts.unknown.push(why);
+                }
+                return Ok(None);
             }
         };
-        known.extend(contained.iter().map(|target| target.container(&path.installation)));
-        let asked = request.clone();
-        let is_meant: engine::IsMeant = Arc::new(move |container| {
-            let namespace = container.agent.split_once('/').map_or("", |(namespace, _)| namespace);
-            if asked.all {
-                asked.namespace.as_deref().is_none_or(|only| only == namespace)
-            } else {
-                asked.agents.iter().any(|name| container.run.uid.as_str() == name || container.agent == *name)
-            }
-        });
+        round.containers.extend(contained.iter().map(|target| target.container(&path.installation)));
         let strays = request.all || found.is_empty();
-        (strays || !contained.is_empty()).then(|| engine::begin(&path, &contained, known, strays.then_some(is_meant), until).ok()).flatten()
+        if !strays && contained.is_empty() {
+            return Ok(None);
+        }
+        let is_meant: engine::IsMeant = Arc::new(move |container| is_meant(&request, &container.run.uid, &container.agent));
+        let begun = engine::begin(&path, &contained, &round.containers, strays.then_some(is_meant), round.until);
+        begun.map(Some).map_err(|e| format!("no thread could be made to ask the container engine: {e}"))
     }
 
     fn write_down(&self, request: &KillRequest, receipts: &Receipts) {
@@ -246,6 +300,87 @@ impl Killer {
     }
 }
 
+/// One kill while it is worked on.
+struct Round<'a> {
+    request: &'a KillRequest,
+    started: Instant,
+    until: Instant,
+    receipts: Receipts,
+    books: BTreeMap<Uid, Book>,
+    /// Struck already.
+    done: BTreeSet<RunId>,
+    /// Containers that have a folder, by name.
+    containers: BTreeSet<String>,
+    /// Agents with a tree.
+    held: Vec<Held>,
+    /// Of those, who was pushed when it was asked to end.
+    pushing: BTreeSet<Uid>,
+    /// To be noted and kept with the next strike.
+    notes: Vec<Note>,
+    keeping: Vec<Keeping>,
+    seen: Vec<Seen>,
+}
+
+impl<'a> Round<'a> {
+    /// A halt counts before anything is looked for: what is being started at this moment meets it at its gate.
+    fn begin(killer: &Killer, request: &'a KillRequest) -> Self {
+        let started = Instant::now();
+        let halt = request.all.then(|| halt_of(request));
+        killer.note(halt.as_slice());
+        let name = halt.as_ref().and_then(Note::halt_name).map(str::to_owned);
+        Self {
+            request,
+            started,
+            until: started + KILL_TIME_MAX,
+            receipts: Receipts { halt: name, ..Receipts::default() },
+            books: BTreeMap::new(),
+            done: BTreeSet::new(),
+            containers: BTreeSet::new(),
+            held: Vec::new(),
+            pushing: BTreeSet::new(),
+            notes: halt.into_iter().collect(),
+            keeping: Vec::new(),
+            seen: Vec::new(),
+        }
+    }
+}
+
+/// What one look has found.
+struct Found {
+    runs: Vec<Target>,
+    /// Agents with a tree: they may be between two runs, merged or pushed.
+    held: Vec<Held>,
+    /// Agents that the controller knows.
+    known: Vec<(Uid, String)>,
+}
+
+impl Found {
+    fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.held.is_empty()
+    }
+}
+
+fn halt_of(request: &KillRequest) -> Note {
+    Note::Halt {
+        name: request.halt.clone().unwrap_or_else(new_halt_name),
+        namespace: request.namespace.clone(),
+        hold: request.hold,
+        reason: request.reason.clone().unwrap_or_else(|| "kill-all".to_owned()),
+        at_millis: now_millis(),
+    }
+}
+
+/// Whether a request means an agent; `agent` is its `namespace/name`, or the uid where that is not known.
+#[must_use]
+pub fn is_meant(request: &KillRequest, uid: &Uid, agent: &str) -> bool {
+    let (namespace, name) = agent.split_once('/').unwrap_or(("", agent));
+    if request.all {
+        return request.namespace.as_deref().is_none_or(|only| only == namespace);
+    }
+    let here = request.namespace.as_deref().unwrap_or("default");
+    request.agents.iter().any(|wanted| uid.as_str() == wanted || agent == wanted || (namespace == here && name == wanted))
+}
+
 fn latch_notes<'a>(uids: impl Iterator<Item = &'a Uid>, request: &KillRequest) -> Vec<Note> {
     let by = if request.all { "kill-all" } else { "kill" };
     let at_millis = now_millis();
@@ -260,7 +395,7 @@ pub fn new_halt_name() -> String {
 }
 
 /// What is being brought to the disk, and when it was.
-type Keeping = std::io::Result<std::thread::JoinHandle<(Result<(), String>, Instant)>>;
+type Keeping = std::io::Result<JoinHandle<(Result<(), String>, Instant)>>;
 
 /// Waits for the notes, which have a time limit of their own. Returns when the last was kept, in milliseconds; `None`: not all are.
 fn settle(keeping: Vec<Keeping>, started: Instant, warnings: &mut Vec<String>) -> Option<u64> {
@@ -282,113 +417,12 @@ fn settle(keeping: Vec<Keeping>, started: Instant, warnings: &mut Vec<String>) -
     last
 }
 
-/// What the engine said; that its thread broke is as good as its silence.
-fn answer_of(asking: Option<std::thread::JoinHandle<Answer>>, warnings: &mut Vec<String>) -> Answer {
-    let Some(asking) = asking else { return Answer::default() };
-    asking.join().unwrap_or_else(|_| {
-        warnings.push("the thread that asks the container engine broke".to_owned());
-        Answer::default()
-    })
-}
-
-/// What was seen of one agent's runs.
-struct Book {
-    agent: String,
-    runs: usize,
-    verdict: Verdict,
-    message: String,
-    signalled: Option<Instant>,
-    engine: Option<Instant>,
-    dead: Option<Instant>,
-}
-
-impl Book {
-    fn new(agent: &str) -> Self {
-        let message = NOTHING_RAN.to_owned();
-        let (signalled, engine, dead) = (None, None, None);
-        Self { agent: agent.to_owned(), runs: 0, verdict: Verdict::DeadVerified, message, signalled, engine, dead }
-    }
-
-    fn take(&mut self, target: &Target, struck: &Struck, said: Option<&(Saw, Instant)>) {
-        self.signalled = self.signalled.max(struck.signalled);
-        self.dead = self.dead.max(struck.dead);
-        self.engine = self.engine.max(said.map(|(_, at)| *at));
-        // Asked after the engine has spoken: a create that is answered meanwhile has its word by now.
-        let open = target.is_unanswered().unwrap_or(true);
-        let (verdict, message) = judge(&target.run, &struck.seen, struck.signalled.is_some(), said.map(|(saw, _)| saw), open);
-        if struck.dead.is_none() && verdict == Verdict::DeadVerified {
-            self.dead = self.dead.max(said.map(|(_, at)| *at));
-        }
-        self.judged(verdict, message, struck.signalled.is_some() || said.is_some());
-    }
-
-    fn take_stray(&mut self, stray: (Container, Saw, Instant)) {
-        let at = stray.2;
-        self.engine = self.engine.max(Some(at));
-        let (verdict, message) = judge_stray(stray);
-        if verdict == Verdict::DeadVerified {
-            self.dead = self.dead.max(Some(at));
-        }
-        self.judged(verdict, message, true);
-    }
-
-    /// The worst of an agent's runs is the agent's.
-    fn judged(&mut self, verdict: Verdict, message: String, did_something: bool) {
-        self.runs += 1;
-        if verdict > self.verdict || (verdict == self.verdict && did_something) {
-            (self.verdict, self.message) = (verdict, message);
-        }
-    }
-
-    fn close(self, uid: Uid, started: Instant, latched: Option<u64>) -> Receipt {
-        let after = |at: Option<Instant>| at.map(|at| millis(started, at));
-        let dead = after(self.dead).filter(|_| self.verdict == Verdict::DeadVerified);
-        let steps = Steps { latched, signalled: after(self.signalled), engine: after(self.engine), dead };
-        Receipt { agent_id: uid, agent: self.agent, verdict: self.verdict, runs: self.runs, steps, message: self.message }
-    }
-}
-
-/// What is to be said of a container without a folder: the engine's word is all there is.
-fn judge_stray((container, saw, _): (Container, Saw, Instant)) -> (Verdict, String) {
-    let name = container.name;
-    match saw {
-        Saw::None | Saw::Dead => (Verdict::DeadVerified, format!("container {name} had no folder; the engine says that it is dead")),
-        Saw::Runs => (Verdict::Failed, format!("container {name} still runs")),
-        Saw::Unknown(why) => (Verdict::RevokedUnverified, format!("container {name}: {why}")),
-    }
-}
-
-/// What is open of a container that was prepared for an agent; it is in no agent's book. `None`: it was seen dead.
-fn open_of_prepared(target: &Target, struck: &Struck, said: Option<&(Saw, Instant)>) -> Option<String> {
-    // Whatever still comes of an unanswered create executes nothing: it has no agent.
-    let (verdict, message) = judge(&target.run, &struck.seen, struck.signalled.is_some(), said.map(|(saw, _)| saw), false);
-    (verdict != Verdict::DeadVerified).then(|| format!("a container that waited for an agent: {message}"))
-}
-
-/// What is said of an agent of which nothing lived.
-const NOTHING_RAN: &str = "nothing of it ran";
-
-/// What is to be said of one run: the kernel's word where it has one, else the engine's; what nobody could look at is unknown, never gone.
-/// `signalled`: SIGKILL was sent to something of it. `open`: its create was asked for and never answered, so that something may still come.
-#[must_use]
-pub fn judge(run: &RunId, seen: &Seen, signalled: bool, said: Option<&Saw>, open: bool) -> (Verdict, String) {
-    let why = match seen {
-        Seen::Dead if signalled => {
-            return (Verdict::DeadVerified, "SIGKILL; its process namespace was seen empty".to_owned());
-        }
-        Seen::Dead => return (Verdict::DeadVerified, NOTHING_RAN.to_owned()),
-        Seen::Lives(what) => return (Verdict::Failed, format!("{run}: {what}")),
-        Seen::Hidden(why) => why,
-    };
-    match said {
-        Some(Saw::None | Saw::Dead) if !open => (Verdict::DeadVerified, "the engine says that its container is dead".to_owned()),
-        Some(Saw::None | Saw::Dead) => {
-            let text = "its container was asked for and the engine has not answered; whatever still comes of it is refused its start";
-            (Verdict::RevokedUnverified, format!("{run}: {text}"))
-        }
-        Some(Saw::Runs) => (Verdict::Failed, format!("{run}: its container still runs, by the engine's word")),
-        Some(Saw::Unknown(engine)) => (Verdict::RevokedUnverified, format!("{run}: could not look: {why}; {engine}")),
-        None => (Verdict::RevokedUnverified, format!("{run}: could not look: {why}")),
+/// What the engine said; that it could not be asked is as good as its silence.
+fn answer_of(asking: Result<Option<JoinHandle<Answer>>, String>) -> Answer {
+    let broke = |_| "the thread that asks the container engine broke".to_owned();
+    match asking.and_then(|asking| asking.map(|thread| thread.join().map_err(broke)).transpose()) {
+        Ok(answer) => answer.unwrap_or_default(),
+        Err(why) => Answer::blind(why),
     }
 }
 

@@ -5,6 +5,7 @@
 //! never stopped by an end of the controller: the next start adopts them, and if none comes their lease ends them.
 
 mod keep;
+mod lane;
 
 use crate::api::agent::Driver;
 use crate::api::names::{Secret, Uid};
@@ -19,9 +20,9 @@ use crate::controller::{Controller, Progress};
 use crate::effect::flight::{Ended, Flights};
 use crate::effect::real::{RealWorld, resolve};
 use crate::journal::Ledger;
+use crate::kill;
 use crate::kill::lane::Lane;
 use crate::kill::latch::Latch;
-use crate::kill::{self, Killer};
 use crate::plan::action::Effect;
 use crate::plan::fleet::{Fleet, FleetLimits};
 use crate::sandbox::Sandbox;
@@ -156,7 +157,7 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     }
 
     let wired = wire(config, &kept, &parts, &audit, &latch);
-    let lane = Arc::new(start_lane(config, &parts, &wired.ctx)?);
+    let lane = Arc::new(lane::start(config, &parts, &wired.ctx)?);
     let progress = wired.controller.progress();
     let closing = CancellationToken::new();
     let (ready_sender, ready) = watch::channel(false);
@@ -310,20 +311,6 @@ struct Wired {
     controller: Controller,
 }
 
-/// The kill lane: a thread and an audit chain of its own.
-fn start_lane(config: &Config, parts: &Parts, ctx: &Arc<Context>) -> Result<Lane, UpError> {
-    let audit =
-        Audit::open(&config.state.join("audit"), "kill", AuditOptions::default()).map_err(part("the audit log of the kill lane"))?;
-    let (sandbox, ctx) = (parts.sandbox.clone(), ctx.clone());
-    let latch = ctx.latch.clone();
-    let tell: kill::Tell = Arc::new(move |runs| {
-        runs.iter().for_each(|run| sandbox.say_stop(run));
-        ctx.wake_all(runs.iter().map(|run| run.uid.clone()));
-    });
-    let killer = Killer { state: config.state.clone(), latch: Ok(latch), tell, audit: Some(Arc::new(audit)) };
-    Lane::start(killer).map_err(part("the kill lane"))
-}
-
 fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, latch: &Arc<Latch>) -> Wired {
     let (trigger, queue) = Trigger::new();
     let ledger = Arc::new(Ledger::new(audit.clone()));
@@ -343,7 +330,7 @@ fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, l
     let sandbox: Arc<dyn Sandbox> = parts.sandbox.clone();
     let (store, leadership) = (&kept.store, kept.leadership.clone());
     let installation = kept.installation.clone();
-    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), Flights::new(ended), installation);
+    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), Flights::new(ended), latch.clone(), installation);
     let limits = FleetLimits { running_max: config.running_max, starting_max: config.starting_max };
     let ctx = Arc::new(Context {
         store: store.clone(),

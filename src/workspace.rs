@@ -24,6 +24,7 @@ mod conflict;
 mod diff;
 mod error;
 mod files;
+mod held;
 mod ignored;
 mod layout;
 mod locks;
@@ -34,6 +35,7 @@ mod owner;
 mod place;
 mod process;
 mod publish;
+mod pushing;
 mod reader;
 mod remote;
 mod repository;
@@ -47,7 +49,9 @@ mod types;
 pub use access::{RemoteAccess, RemoteCredential};
 pub(crate) use access::{check_private, is_plain_path, read_token};
 pub use error::{RemoteCause, WorkspaceError};
-pub use process::stoppable;
+pub use held::{Held, held};
+pub use process::{Stop, stoppable};
+pub use pushing::{Push, is_noted as is_pushing, look as look_for_push, signal as signal_push};
 pub use remote::report;
 pub use types::{
     GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, ResolvedRepository, SnapshotLimits, SnapshotSpec, TreeInventory, TreeMode,
@@ -93,7 +97,7 @@ impl Workspaces {
         let folders = Folders {
             repositories: folder("repositories"),
             checkouts: folder("checkouts"),
-            trees: folder("trees"),
+            trees: folder(held::FOLDER_TREES),
             gate_trees: folder("gate-trees"),
         };
         for path in [&folders.repositories, &folders.checkouts, &folders.trees, &folders.gate_trees] {

@@ -10,7 +10,7 @@ use crate::table::{Figure, Part, duration, median};
 use futures::StreamExt;
 use mosaic::api::condition;
 use mosaic::config::{Config, Settings};
-use mosaic::store::{Key, Kind, Record, Store, WatchEvent};
+use mosaic::store::{Key, Kind, Record, WatchEvent};
 use mosaic::up::{self, Running};
 use std::path::Path;
 use std::time::{Duration, Instant};

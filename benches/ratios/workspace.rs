@@ -188,6 +188,7 @@ impl Side {
         TreeSpec {
             namespace: namespace(),
             repository: self.remote.clone(),
+            agent: "default/bench".to_owned(),
             name: format!("agent-{uid}-bench"),
             uid,
             attempt: Attempt(1),

@@ -136,6 +136,12 @@ pub struct ValidAgent {
 }
 
 impl ValidAgent {
+    /// `namespace/name`.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
     /// Name of the working tree, `agent-{agentId}-{taskId}`.
     #[must_use]
     pub fn worktree_name(&self) -> String {

@@ -54,6 +54,7 @@ impl Kill {
         let told = tokio::time::timeout(RECORD_TIME_MAX, self.tell(global, &request)).await;
         let told =
             told.unwrap_or_else(|_| Err(Failure::failed(format!("the server did not answer within {} s", RECORD_TIME_MAX.as_secs()))));
+        let is_told = told.is_ok();
         let (mut agents, mut notes, here) = match (here, told) {
             (None, told) => {
                 let told = told?;
@@ -70,7 +71,7 @@ impl Kill {
             }
         };
         notes.extend(notes_of(&here));
-        merge(&mut agents, here.agents);
+        merge(&mut agents, here.agents, is_told);
         if self.all && agents.is_empty() && here.unknown.is_empty() {
             out!("nothing to kill");
         }
@@ -128,7 +129,7 @@ fn here(state: &Path, request: &KillRequest) -> Option<Receipts> {
     let killer = Killer {
         state: state.to_owned(),
         latch: Latch::open(state).map(Arc::new).map_err(|e| e.to_string()),
-        tell: Arc::new(|_| ()),
+        controller: None,
         audit: audit.as_ref().ok().cloned(),
     };
     let mut receipts = killer.kill(request);
@@ -164,11 +165,13 @@ fn notes_of(receipts: &Receipts) -> Vec<String> {
     receipts.warnings.iter().cloned().chain(unknown).collect()
 }
 
-/// What was seen on this machine stands beside what the server says; what the server does not know is shown all the same.
-fn merge(agents: &mut Vec<Ending>, receipts: Vec<Receipt>) {
+/// What was seen on this machine stands beside what the server says; what ran of those that the server does not name is shown all the same.
+/// Of those of which nothing ran a server that knows the records has said all there is: they had ended before.
+fn merge(agents: &mut Vec<Ending>, receipts: Vec<Receipt>, is_told: bool) {
     for receipt in receipts {
         match agents.iter_mut().find(|agent| agent.agent_id == receipt.agent_id.as_str()) {
             Some(agent) => agent.receipt = Some(receipt),
+            None if is_told && receipt.runs == 0 => {}
             None => agents.push(Ending::of_receipt(receipt, 0, "")),
         }
     }

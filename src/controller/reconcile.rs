@@ -363,10 +363,10 @@ async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus
 async fn apply(ctx: &Context, subject: &Subject, epoch: Epoch, decided: &Plan) -> Result<bool, PassError> {
     for action in &decided.actions {
         let effect = Effect { key: subject.record.key(), uid: subject.uid.clone(), epoch, action: action.clone() };
-        if starts_something(action) && is_halted(ctx, subject) {
+        if action.starts_something() && is_halted(ctx, subject) {
             return Ok(false);
         }
-        let may = if epoch == ENDS_ONLY { !starts_something(action) } else { (ctx.epoch)() == Some(epoch) };
+        let may = if epoch == ENDS_ONLY { !action.starts_something() } else { (ctx.epoch)() == Some(epoch) };
         if !may {
             // The lease ran out while this pass was under way (a stopped process, a silent store): somebody else may act by now.
             let source = EffectError::Fenced { mine: epoch, seen: (ctx.epoch)().unwrap_or_default() };
@@ -395,20 +395,4 @@ fn is_halted(ctx: &Context, subject: &Subject) -> bool {
     let labels = metadata.labels.clone().unwrap_or_default();
     let latched = ctx.latch.killed(&subject.uid).is_some() || ctx.latch.halted(namespace).is_some();
     latched || ctx.fleet().halt_on(namespace, &labels).is_some()
-}
-
-fn starts_something(action: &Action) -> bool {
-    match action {
-        Action::Resolve | Action::EnsureSandbox { .. } | Action::TakeSnapshot { .. } | Action::Integrate { .. } | Action::Push { .. } => {
-            true
-        }
-        Action::AddFinalizer
-        | Action::StopSandbox { .. }
-        | Action::RemoveSandbox { .. }
-        | Action::Rescue { .. }
-        | Action::RemoveWorkspace
-        | Action::Archive
-        | Action::RemoveFinalizer
-        | Action::DeleteRecord => false,
-    }
 }

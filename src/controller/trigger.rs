@@ -176,7 +176,7 @@ impl Follower {
     fn all_known(&self, known: &BTreeMap<Key, Uid>) -> BTreeSet<Key> {
         let mut all: BTreeSet<Key> = known.keys().cloned().collect();
         if self.kind == Kind::Agent {
-            all.extend(self.ctx.fleet().names().map(|(namespace, name)| Key::agent(namespace, name)));
+            all.extend(self.ctx.fleet().members().map(|member| Key::agent(&member.namespace, &member.name)));
         }
         all
     }

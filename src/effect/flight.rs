@@ -5,12 +5,12 @@
 
 use crate::api::condition::reason;
 use crate::api::names::Uid;
-use crate::plan::action::{Action, ActionId, Effect};
+use crate::plan::action::{ActionId, Effect};
 use crate::plan::observed::{Failure, FailureClass, Outcome};
+use crate::workspace::Stop;
 use futures::future::BoxFuture;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
@@ -22,10 +22,10 @@ pub type Ended = Result<Outcome, Failure>;
 /// Told of every ended effect: writes the audit log, and wakes the record if the last argument says so.
 pub type OnEnd = Arc<dyn Fn(&Effect, &Ended, bool) + Send + Sync>;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Flight {
-    /// With the flag that says that it is not wanted any more.
-    running: BTreeMap<ActionId, Arc<AtomicBool>>,
+    /// With what says whether it is still wanted.
+    running: BTreeMap<ActionId, Arc<Stop>>,
     /// Of those: whose good end wakes nobody, unless somebody looks before it.
     quiet: BTreeSet<ActionId>,
     ended: BTreeMap<ActionId, Ended>,
@@ -67,9 +67,9 @@ impl Flights {
         }
     }
 
-    /// Starts an effect unless the same one is in flight. `urgent` effects (stops) wait for no place. `stop` is raised by `abandon`; work
-    /// that has not begun by then never does.
-    pub fn start(&self, effect: Effect, urgent: bool, stop: Arc<AtomicBool>, work: BoxFuture<'static, Ended>) {
+    /// Starts an effect unless the same one is in flight. `urgent` effects (stops) wait for no place. `stop` is raised by `abandon`, or knows by
+    /// itself that the agent was killed; work that has not begun by then never does.
+    pub fn start(&self, effect: Effect, urgent: bool, stop: Arc<Stop>, work: BoxFuture<'static, Ended>) {
         let id = effect.action.id();
         {
             let mut table = self.table();
@@ -83,7 +83,7 @@ impl Flights {
         let this = self.clone();
         tokio::spawn(async move {
             let place = if urgent { None } else { this.places.clone().acquire_owned().await.ok() };
-            if stop.load(Ordering::SeqCst) {
+            if stop.is_raised() {
                 drop(place);
                 return this.end(&effect, Err(abandoned(&effect)));
             }
@@ -107,20 +107,9 @@ impl Flights {
 
     /// Breaks off what an ended agent does not need: all but stopping, keeping and removing. Each stays in flight until it has ended.
     pub fn abandon(&self, uid: &Uid) {
-        for (id, stop) in self.table().get(uid).into_iter().flat_map(|flight| &flight.running) {
-            match &id.0 {
-                Action::StopSandbox { .. } | Action::RemoveSandbox { .. } | Action::Rescue { .. } | Action::RemoveWorkspace => {}
-                Action::Resolve
-                | Action::EnsureSandbox { .. }
-                | Action::TakeSnapshot { .. }
-                | Action::Integrate { .. }
-                | Action::Push { .. }
-                | Action::AddFinalizer
-                | Action::Archive
-                | Action::RemoveFinalizer
-                | Action::DeleteRecord => stop.store(true, Ordering::SeqCst),
-            }
-        }
+        let table = self.table();
+        let unwanted = table.get(uid).into_iter().flat_map(|flight| &flight.running).filter(|(id, _)| id.0.starts_something());
+        unwanted.for_each(|(_, stop)| stop.raise());
     }
 
     /// Forgets outcomes that the record shows.

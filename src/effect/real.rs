@@ -9,23 +9,28 @@ use crate::effect::flight::{Ended, Flights};
 use crate::effect::{EffectError, Subject, World, task};
 use crate::gates::tamper::{Judges, evidence, tampering};
 use crate::gates::{GATES_FILE, GATES_FILE_BYTES_MAX, TrustedTree, gate_set, protected};
+use crate::kill::latch::Latch;
 use crate::plan::action::{Action, ActionId, Effect};
 use crate::plan::observed::{Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved};
 use crate::plan::orphans::OrphanAction;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Store, StoreError};
-use crate::workspace::{GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, SnapshotSpec, TreeSpec, WorkspaceError, Workspaces, stoppable};
+use crate::workspace::{
+    GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, SnapshotSpec, Stop, TreeSpec, WorkspaceError, Workspaces, stoppable,
+};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the real world is made of.
 pub struct RealWorld {
     parts: Arc<Parts>,
     flights: Flights,
+    /// Says who was killed, whatever the store knows.
+    latch: Arc<Latch>,
     /// The installation whose sandboxes and trees are here.
     installation: String,
     /// Highest epoch that was seen: effects of a lower one are refused.
@@ -37,8 +42,8 @@ struct Parts {
     store: Arc<dyn Store>,
     sandbox: Arc<dyn Sandbox>,
     workspaces: Arc<Workspaces>,
-    /// Raised once the effect that these parts work for is not wanted any more.
-    stop: Arc<AtomicBool>,
+    /// Says whether the effect that these parts work for is still wanted.
+    stop: Arc<Stop>,
 }
 
 impl RealWorld {
@@ -49,10 +54,11 @@ impl RealWorld {
         sandbox: Arc<dyn Sandbox>,
         workspaces: Arc<Workspaces>,
         flights: Flights,
+        latch: Arc<Latch>,
         installation: String,
     ) -> Self {
         let parts = Parts { store, sandbox, workspaces, stop: Arc::default() };
-        Self { parts: Arc::new(parts), flights, installation, epoch_seen: AtomicU64::new(0) }
+        Self { parts: Arc::new(parts), flights, latch, installation, epoch_seen: AtomicU64::new(0) }
     }
 
     /// What can be said of an agent whose sandbox and tree are another installation's: nothing, unless it was stored that all of it was seen
@@ -66,6 +72,12 @@ impl RealWorld {
         }
         let why = format!("they are on another host or in another state folder (installation {other}); its controller must lead to look");
         Some(Look::Unknown(why))
+    }
+
+    /// What says whether an effect is still wanted. A kill counts from the moment that it is noted, also for what waits for its turn.
+    fn stop_of(&self, effect: &Effect) -> Stop {
+        let (latch, uid) = (self.latch.clone(), effect.uid.clone());
+        if effect.action.starts_something() { Stop::when(move || latch.killed(&uid).is_some()) } else { Stop::default() }
     }
 
     fn check_epoch(&self, epoch: Epoch) -> Result<(), EffectError> {
@@ -121,7 +133,7 @@ impl World for RealWorld {
                 return self.parts.write(subject, &action).await.map_err(EffectError::Store);
             }
             let urgent = matches!(action, Action::StopSandbox { .. });
-            let stop = Arc::new(AtomicBool::new(false));
+            let stop = Arc::new(self.stop_of(&effect));
             let parts = Arc::new(Parts { stop: stop.clone(), ..(*self.parts).clone() });
             let (subject, epoch) = (subject.clone(), effect.epoch);
             self.flights.start(effect, urgent, stop, async move { parts.work(subject, epoch, action).await }.boxed());
@@ -430,6 +442,7 @@ fn tree_spec(agent: &ValidAgent, attempt: crate::api::names::Attempt, base: Comm
         namespace: agent.namespace.clone(),
         repository: agent.repository.clone(),
         uid: agent.uid.clone(),
+        agent: agent.full_name(),
         name: agent.worktree_name(),
         attempt,
         base,

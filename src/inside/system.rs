@@ -290,6 +290,13 @@ pub fn parent_of(pid: i32) -> io::Result<Option<i32>> {
     Ok(stat_fields(pid)?.and_then(|fields| fields.get(1)?.parse().ok()))
 }
 
+/// Process group of a process; `None`: no such process.
+/// # Errors
+/// `/proc` cannot be read.
+pub fn group_of(pid: i32) -> io::Result<Option<i32>> {
+    Ok(stat_fields(pid)?.and_then(|fields| fields.get(2)?.parse().ok()))
+}
+
 /// Inode of a namespace of a process (`pid`, `net`, …).
 /// # Errors
 /// No such process, or no permission.

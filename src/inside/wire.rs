@@ -26,7 +26,7 @@ pub const FILE_EXIT: &str = "exit.json";
 pub const FILE_WAIT: &str = "wait.json";
 /// The controller's note of the grant: hash of the session secret, and when.
 pub const FILE_SESSION: &str = "session";
-/// Tombstone: this run was stopped and never starts again.
+/// Tombstone: this run was stopped and never starts again. One that nothing ever came of has why in it; the others are empty.
 pub const FILE_STOPPED: &str = "stopped";
 /// The controller's [`LimitReport`], when it ended the run for one.
 pub const FILE_LIMIT: &str = "limit.json";

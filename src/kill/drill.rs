@@ -162,8 +162,7 @@ impl Drill<'_> {
         let words = |e: std::io::Error| e.to_string();
         match path {
             None => {
-                let killer =
-                    Killer { state: self.config.state.clone(), latch: Ok(self.latch.clone()), tell: Arc::new(|_| ()), audit: None };
+                let killer = Killer { state: self.config.state.clone(), latch: Ok(self.latch.clone()), controller: None, audit: None };
                 let request = KillRequest { agents: vec![run.uid.to_string()], who: "drill".to_owned(), ..KillRequest::default() };
                 let receipts = killer.kill(&request);
                 let verdicts: Vec<Verdict> = receipts.agents.iter().map(|receipt| receipt.verdict).collect();

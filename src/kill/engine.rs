@@ -2,7 +2,8 @@
 //!
 //! What the kernel does not show from here is killed through the engine at once. What it shows has its SIGKILL already, so the engine is asked
 //! only for what still lives after a moment: an engine needs some 26 ms of processor time for each, which the dying need more. Containers
-//! that carry our labels and have no folder any more are killed as well. Only what the engine says is believed; its silence is unknown.
+//! that carry our labels and have no folder any more are killed as well. One that was made and never started is taken away: its start may be
+//! on its way, and what is gone cannot be started. Only what the engine says is believed; its silence is unknown.
 
 use crate::api::names::RunId;
 use crate::kill::targets::Target;
@@ -74,10 +75,12 @@ impl EnginePath {
 /// What the engine says of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Saw {
-    /// There is no container of it.
+    /// There is no container of it, so that none can be started.
     None,
-    /// Its container does not run.
+    /// Its container has ended.
     Dead,
+    /// Its create was asked for and not answered: something may still come of it.
+    Coming,
     /// It runs.
     Runs,
     /// The engine could not be asked.
@@ -95,6 +98,14 @@ pub struct Answer {
     pub blind: Option<String>,
 }
 
+impl Answer {
+    /// Nothing was asked; why.
+    #[must_use]
+    pub fn blind(why: String) -> Self {
+        Self { blind: Some(why), ..Self::default() }
+    }
+}
+
 /// Which containers without a folder are meant.
 pub type IsMeant = Arc<dyn Fn(&Container) -> bool + Send + Sync>;
 
@@ -110,7 +121,10 @@ pub fn begin(
 ) -> io::Result<JoinHandle<Answer>> {
     let (path, targets, known) = (path.clone(), targets.to_vec(), known.clone());
     std::thread::Builder::new().name("mosaic-kill-engine".to_owned()).spawn(move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Answer::default() };
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(e) => return Answer::blind(format!("the container engine could not be asked: {e}")),
+        };
         let answer = runtime.block_on(strike(&path, &targets, &known, is_meant.as_ref(), until));
         runtime.shutdown_background();
         answer
@@ -142,7 +156,8 @@ async fn end_all(path: &EnginePath, targets: Vec<&Target>, until: Instant) -> BT
     let mut calls = Vec::new();
     for target in targets {
         let name = target.container(&path.installation);
-        calls.push(async move { (target.run.clone(), end(&path.engine, &name, until).await) });
+        let may_come = || target.is_unanswered().unwrap_or(true);
+        calls.push(async move { (target.run.clone(), end(&path.engine, &name, may_come, until).await) });
     }
     futures::stream::iter(calls).buffer_unordered(CALLS_MAX).collect().await
 }
@@ -159,7 +174,7 @@ async fn end_strays(
     let mut calls = Vec::new();
     for container in found.into_iter().filter(|container| !known.contains(&container.name) && is_meant(container)) {
         calls.push(async move {
-            let (saw, at) = end(&path.engine, &container.id, until).await;
+            let (saw, at) = end(&path.engine, &container.id, || false, until).await;
             (container, saw, at)
         });
     }
@@ -175,15 +190,21 @@ fn is_alive(target: &Target) -> bool {
     matches!(target.identity(), Ok(Some(identity)) if !matches!(process::look(&identity), Ok(Life::Gone | Life::Rebooted)))
 }
 
-/// SIGKILL, and a look until it does not run or the time is over.
-async fn end(engine: &Engine, name: &str, until: Instant) -> (Saw, Instant) {
+/// SIGKILL, and a look until it does not run or the time is over. What `may_come` is not taken for absent, and is looked for again.
+async fn end(engine: &Engine, name: &str, may_come: impl Fn() -> bool, until: Instant) -> (Saw, Instant) {
     let work = async {
         loop {
+            // Asked first: a create that is answered after the look has made what the look could not find.
+            let is_open = may_come();
             // A kill that the engine refuses is told by the look.
             let killed = engine.kill(name).await;
             match engine.state(name).await {
-                Ok(None) => return Saw::None,
-                Ok(Some(state)) if matches!(state.status, Status::Exited | Status::Created) => return Saw::Dead,
+                Ok(None) if !is_open => return Saw::None,
+                Ok(None) if Instant::now() >= until => return Saw::Coming,
+                Ok(None) => {}
+                Ok(Some(state)) if state.status == Status::Exited => return Saw::Dead,
+                // Whether it could be taken away is told by the next look.
+                Ok(Some(state)) if state.status == Status::Created => drop(engine.remove(&state.id).await),
                 Ok(Some(_)) if Instant::now() >= until => return Saw::Runs,
                 Ok(Some(_)) => {}
                 Err(e) => return Saw::Unknown(killed.err().map_or_else(|| words(&e), |first| words(&first))),
@@ -192,7 +213,8 @@ async fn end(engine: &Engine, name: &str, until: Instant) -> (Saw, Instant) {
         }
     };
     let saw = tokio::time::timeout_at(until.into(), work).await;
-    (saw.unwrap_or_else(|_| Saw::Unknown("it did not answer in time".to_owned())), Instant::now())
+    let late = || if may_come() { Saw::Coming } else { Saw::Unknown("it did not answer in time".to_owned()) };
+    (saw.unwrap_or_else(|_| late()), Instant::now())
 }
 
 fn words(error: &EngineError) -> String {

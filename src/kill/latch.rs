@@ -26,8 +26,10 @@ pub const FILE_LATCH: &str = "latch";
 const SLOT_BYTES: usize = 512;
 /// How many notes are kept.
 pub const SLOTS: usize = 8192;
-/// Longest wait for another writer, and then for the disk; a kill never waits for either.
-pub const NOTE_TIME_MAX: Duration = Duration::from_millis(200);
+/// Longest wait for another writer, which writes a few lines.
+const LOCK_TIME_MAX: Duration = Duration::from_millis(200);
+/// Longest wait for a note to be on the disk; the SIGKILL waits for it never, the receipt so long: a busy disk is no broken one.
+pub const NOTE_TIME_MAX: Duration = Duration::from_secs(1);
 /// Pause between two tries to get the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// Hexadecimal digits of a slot's check.
@@ -62,6 +64,15 @@ pub enum Note {
 }
 
 impl Note {
+    /// Name of the halt that it is.
+    #[must_use]
+    pub fn halt_name(&self) -> Option<&str> {
+        match self {
+            Self::Halt { name, .. } => Some(name),
+            Self::Killed { .. } => None,
+        }
+    }
+
     fn at_millis(&self) -> i64 {
         match self {
             Self::Killed { at_millis, .. } | Self::Halt { at_millis, .. } => *at_millis,
@@ -187,7 +198,7 @@ impl Latch {
         }
     }
 
-    /// Brings notes to the disk. Waits for other writers and for the disk at most [`NOTE_TIME_MAX`] each.
+    /// Brings notes to the disk. Waits for other writers and for the disk at most [`NOTE_TIME_MAX`].
     /// # Errors
     /// They may not be on the disk: what, for a receipt.
     pub fn keep(self: &Arc<Self>, notes: &[Note]) -> Result<(), String> {
@@ -201,9 +212,9 @@ impl Latch {
             let _ = told.send(this.write(&notes));
         });
         thread.map_err(|e| format!("failed to start a thread: {e}"))?;
-        match written.recv_timeout(NOTE_TIME_MAX * 2) {
+        match written.recv_timeout(NOTE_TIME_MAX) {
             Ok(outcome) => outcome.map_err(|e| format!("failed to write the latch: {e}")),
-            Err(_) => Err(format!("the latch was not on the disk within {} ms", (NOTE_TIME_MAX * 2).as_millis())),
+            Err(_) => Err(format!("the latch was not on the disk within {} ms", NOTE_TIME_MAX.as_millis())),
         }
     }
 
@@ -314,7 +325,7 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// Holds off other writers while the guard lives.
 fn lock(file: &File) -> io::Result<File> {
-    let until = Instant::now() + NOTE_TIME_MAX;
+    let until = Instant::now() + LOCK_TIME_MAX;
     let held = file.try_clone()?;
     loop {
         match flock(&held, FlockOperation::NonBlockingLockExclusive) {

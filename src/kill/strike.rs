@@ -60,11 +60,12 @@ struct Caught {
     namespace: Option<File>,
 }
 
-/// Kills all runs and looks until all are seen dead or the time is over.
+/// Kills all runs and looks until all are seen dead or the time is over. `others` begins the other paths, once every init has its signal.
 #[must_use]
-pub fn strike(targets: &[Target], until: Instant) -> Vec<Struck> {
+pub fn strike(targets: &[Target], until: Instant, others: impl FnOnce()) -> Vec<Struck> {
     let mut hunts: Vec<Hunt<'_>> = targets.iter().map(Hunt::new).collect();
     hunts.iter_mut().for_each(Hunt::signal);
+    others();
     for hunt in &hunts {
         cgroup::kill(&hunt.target.groups);
         hunt.thaw();

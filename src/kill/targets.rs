@@ -1,10 +1,12 @@
-//! Who can be killed: every run that a state folder knows, read from its folders alone. No store, no engine, no controller is asked.
+//! Who can be killed: every run and every agent with a tree that a state folder knows, read from its folders alone. No store, no engine, no
+//! controller is asked.
 
 use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
 use crate::inside::wire::{FILE_CONTAINER, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_WAIT, Identity};
 use crate::sandbox::docker::engine::container_name;
 use crate::sandbox::folder::{FILE_PREPARED, FOLDER_PREPARED, MadeContainer, PreparedContainer, RunFolder, StoredSpec};
+use crate::workspace::{self, Held};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,8 @@ pub struct Target {
     pub folder: RunFolder,
     /// Its control groups.
     pub groups: Vec<PathBuf>,
+    /// Its init as the controller remembers it, where its folder says nothing any more.
+    pub remembered: Option<Identity>,
     /// A container that waits for an agent: it is no agent's, and a kill of everything ends it.
     pub is_prepared: bool,
 }
@@ -31,7 +35,7 @@ impl Target {
     /// # Errors
     /// Could not look.
     pub fn identity(&self) -> io::Result<Option<Identity>> {
-        self.folder.read(FILE_IDENTITY)
+        Ok(self.folder.read(FILE_IDENTITY)?.or_else(|| self.remembered.clone()))
     }
 
     /// The launcher's identity (process driver).
@@ -48,28 +52,16 @@ impl Target {
         made.map_or_else(|| container_name(installation, &self.run), |made| made.name)
     }
 
-    /// Whether its create was asked for and never answered: something may still come of it.
+    /// Whether its create was asked for and never answered: something may still come of it. What has no agent executes nothing whatever comes.
     /// # Errors
     /// Could not look.
     pub fn is_unanswered(&self) -> io::Result<bool> {
         let is_there = |name: &str| fs::exists(self.folder.path().join(name));
-        Ok(self.driver == Driver::Docker && !is_there(FILE_CONTAINER)? && !is_there(FILE_IDENTITY)? && !is_there(FILE_WAIT)?)
-    }
-
-    /// Namespace of its agent; empty where it is not known.
-    #[must_use]
-    pub fn namespace(&self) -> &str {
-        self.agent.split_once('/').map_or("", |(namespace, _)| namespace)
-    }
-
-    /// Whether `name` means its agent: a uid, `namespace/name`, or a name in `default_namespace`.
-    #[must_use]
-    pub fn is_called(&self, name: &str, default_namespace: &str) -> bool {
-        if self.is_prepared {
-            return false;
-        }
-        let plain = self.agent.split_once('/').is_some_and(|(namespace, plain)| namespace == default_namespace && plain == name);
-        self.run.uid.as_str() == name || self.agent == name || plain
+        Ok(!self.is_prepared
+            && self.driver == Driver::Docker
+            && !is_there(FILE_CONTAINER)?
+            && !is_there(FILE_IDENTITY)?
+            && !is_there(FILE_WAIT)?)
     }
 
     /// Its agent.
@@ -84,15 +76,19 @@ impl Target {
 pub struct Targets {
     /// The runs.
     pub runs: Vec<Target>,
+    /// Agents with a tree: they may be between two runs, merged or pushed.
+    pub held: Vec<Held>,
     /// Folders that hold something and do not say what; why.
     pub unreadable: Vec<String>,
 }
 
-/// Reads the runs of a state folder, and what is prepared for some.
+/// Reads the runs and trees of a state folder, and what is prepared for some.
 /// # Errors
-/// A folder cannot be listed: nothing can be said then.
+/// The runs cannot be listed: nothing can be said then.
 pub fn find(state: &Path) -> io::Result<Targets> {
-    let mut found = Targets::default();
+    // Trees that cannot be listed keep nothing alive that runs.
+    let (held, unreadable) = workspace::held(state).unwrap_or_else(|e| (Vec::new(), vec![format!("the trees cannot be listed: {e}")]));
+    let mut found = Targets { runs: Vec::new(), held, unreadable };
     // What is prepared first: it becomes a run's, and is found there then.
     for (folder, read) in [(FOLDER_PREPARED, read_prepared as fn(PathBuf) -> _), ("runs", read)] {
         let entries = match fs::read_dir(state.join(folder)) {
@@ -126,6 +122,7 @@ fn read_prepared(path: PathBuf) -> Result<Option<Target>, String> {
         driver: Driver::Docker,
         folder,
         groups,
+        remembered: None,
         is_prepared: true,
     }))
 }
@@ -141,5 +138,5 @@ fn read(path: PathBuf) -> Result<Option<Target>, String> {
     let mut groups = spec.launch.limits.groups;
     groups.extend(folder.groups().map_err(|e| e.to_string())?);
     let agent = if spec.agent.is_empty() { spec.run.uid.to_string() } else { spec.agent };
-    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups, is_prepared: false }))
+    Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups, remembered: None, is_prepared: false }))
 }

@@ -140,6 +140,22 @@ impl Action {
         }
     }
 
+    /// Whether it begins or goes on with the agent's work: for one that has ended it is not begun, and broken off. Everything else serves the end.
+    #[must_use]
+    pub fn starts_something(&self) -> bool {
+        match self {
+            Self::Resolve | Self::EnsureSandbox { .. } | Self::TakeSnapshot { .. } | Self::Integrate { .. } | Self::Push { .. } => true,
+            Self::AddFinalizer
+            | Self::StopSandbox { .. }
+            | Self::RemoveSandbox { .. }
+            | Self::Rescue { .. }
+            | Self::RemoveWorkspace
+            | Self::Archive
+            | Self::RemoveFinalizer
+            | Self::DeleteRecord => false,
+        }
+    }
+
     /// Name for audit, metrics and traces.
     #[must_use]
     pub fn name(&self) -> &'static str {

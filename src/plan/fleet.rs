@@ -314,9 +314,9 @@ impl Fleet {
         self.members.get(uid).map(|(member, _)| &**member)
     }
 
-    /// Namespaces and names of all.
-    pub fn names(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.members.values().map(|(member, _)| (member.namespace.as_str(), member.name.as_str()))
+    /// All agents.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values().map(|(member, _)| &**member)
     }
 
     /// The agent of that name.

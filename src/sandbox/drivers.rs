@@ -8,7 +8,7 @@ mod proof;
 
 use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
-use crate::inside::wire::WaitReport;
+use crate::inside::wire::{Identity, WaitReport};
 use crate::plan::observed::SandboxSeen;
 use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::docker::{Docker, DockerConfig, warm};
@@ -114,6 +114,12 @@ impl Drivers {
     /// Says the word to stop over the link of a run, without waiting for anything.
     pub fn say_stop(&self, run: &RunId) {
         self.inner.runs.link.say_stop(run);
+    }
+
+    /// Runs whose init was seen and whose end was not, whatever has become of their folders.
+    #[must_use]
+    pub fn alive(&self) -> Vec<(RunId, Driver, Identity)> {
+        self.inner.runs.alive()
     }
 
     /// Answers a run no longer, as if there were no controller: its lease ends it. For drills.

@@ -166,11 +166,21 @@ impl RunFolder {
         durable::replace_for_this_boot(&self.path.join(name), &serde_json::to_vec(value)?)
     }
 
-    /// Whether the run was stopped.
+    /// Whether the run never starts (again): it was stopped, or nothing came of it.
     /// # Errors
     /// Could not look.
     pub fn is_stopped(&self) -> io::Result<bool> {
         fs::exists(self.path.join(wire::FILE_STOPPED))
+    }
+
+    /// Its tombstone: why nothing ever came of it, or empty where it was stopped. `None`: it has none.
+    /// # Errors
+    /// Could not look.
+    pub fn tombstone(&self) -> io::Result<Option<String>> {
+        match fs::read_to_string(self.path.join(wire::FILE_STOPPED)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// The lock file, made if absent.

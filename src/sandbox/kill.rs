@@ -95,21 +95,28 @@ pub fn hold_namespace(identity: &Identity) -> io::Result<Option<File>> {
     }
 }
 
-/// Pid namespaces in which something lives, by looking at every process of the host.
+/// Pid namespaces in which something lives, by looking at every process of the host; our own is not among them.
 /// # Errors
 /// Could not look.
 pub fn namespaces() -> io::Result<BTreeSet<u64>> {
     let mut found = BTreeSet::new();
+    let own = system::namespace_of("self", "pid")?;
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else { continue };
         // A process that ends while we look is in none any more.
-        found.extend(system::namespace_of(pid, "pid"));
+        found.extend(system::namespace_of(pid, "pid").ok().filter(|inode| *inode != own && !is_dead(pid)));
     }
     Ok(found)
 }
 
-/// Processes in a pid namespace, by looking at every process of the host. The namespace must be held.
+/// Whether a process has ended, although nobody has reaped it yet: it still has a namespace then.
+fn is_dead(pid: &str) -> bool {
+    let state = pid.parse().ok().and_then(|pid| system::state_of(pid).ok().flatten());
+    state.is_none_or(|(state, _)| matches!(state, 'Z' | 'X'))
+}
+
+/// Living processes in a pid namespace, by looking at every process of the host. The namespace must be held.
 /// # Errors
 /// Could not look.
 pub fn members(pid_namespace: u64) -> io::Result<Vec<i32>> {
@@ -118,7 +125,8 @@ pub fn members(pid_namespace: u64) -> io::Result<Vec<i32>> {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         // A process that ends while we look is none of it any more.
-        if system::namespace_of(&pid.to_string(), "pid").is_ok_and(|inode| inode == pid_namespace) {
+        let name = pid.to_string();
+        if system::namespace_of(&name, "pid").is_ok_and(|inode| inode == pid_namespace) && !is_dead(&name) {
             found.push(pid);
         }
     }

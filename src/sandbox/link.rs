@@ -13,8 +13,8 @@ mod handover;
 
 use crate::api::names::{Epoch, RunId, Uid};
 use crate::inside::wire::{
-    FILE_SESSION, FILE_SPEC, FOLDER_CONTROL, GrantAnswer, GrantRequest, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, SOCKET_CONTROL,
-    SOCKET_FILES, Word, hold_millis,
+    FILE_SESSION, FILE_SPEC, FILE_STOPPED, FOLDER_CONTROL, GrantAnswer, GrantRequest, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest,
+    SOCKET_CONTROL, SOCKET_FILES, Word, hold_millis,
 };
 use crate::kill::latch::Latch;
 use crate::sandbox::folder::{RunFolder, Session, StoredSpec, hash};
@@ -190,6 +190,22 @@ impl LinkServer {
         if let Some(link) = self.shared.runs().get(run) {
             link.word.send_replace(Word::Stop);
         }
+    }
+
+    /// Nothing came of a run: from now on nothing is granted to it, whatever is still on its way. False: it was granted meanwhile.
+    /// # Errors
+    /// The disk refuses its tombstone: it may still be granted.
+    pub fn bury(&self, run: &RunId, folder: &RunFolder, why: &str) -> io::Result<bool> {
+        let link = self.shared.runs().get(run).cloned();
+        // Between the gate's look at the tombstone and the note of its grant there is no room for this one.
+        let _deciding = link.as_ref().map(|link| link.secret_hash.lock().unwrap_or_else(PoisonError::into_inner));
+        if folder.read::<Session>(FILE_SESSION)?.is_some() {
+            return Ok(false);
+        }
+        if !folder.is_stopped()? {
+            crate::durable::replace(&folder.path().join(FILE_STOPPED), why.as_bytes())?;
+        }
+        Ok(true)
     }
 
     /// Nothing of a container came, and nothing will: its lock is free again.
@@ -433,6 +449,7 @@ impl RunLink {
 
     /// The start gate. `None` grants; else the reason of the refusal.
     fn decide(&self, pid: Option<i32>, request: GrantRequest) -> io::Result<Option<&'static str>> {
+        let mut known = self.secret_hash.lock().unwrap_or_else(PoisonError::into_inner);
         if self.folder.is_stopped()? {
             return Ok(Some("it was stopped before it started"));
         }
@@ -454,7 +471,6 @@ impl RunLink {
             None => return Ok(Some("its identity is not written")),
         }
         let secret_hash = hash(request.secret.as_bytes());
-        let mut known = self.secret_hash.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(session) = self.folder.read::<Session>(FILE_SESSION)? {
             // The same init asks again when the answer was lost.
             let same = is_same(&session.secret_hash, &secret_hash);

@@ -222,6 +222,12 @@ impl Runs {
         }
     }
 
+    /// Runs whose init was seen and whose end was not.
+    pub(crate) fn alive(&self) -> Vec<(RunId, Driver, Identity)> {
+        let open = self.known().values().filter(|run| run.ended.get().is_none()).cloned().collect::<Vec<_>>();
+        open.iter().filter_map(|run| Some((run.id.clone(), run.driver, run.identity.get()?.clone()))).collect()
+    }
+
     /// The driver of a run.
     pub(crate) fn maker(&self, driver: Driver) -> io::Result<&dyn Maker> {
         let found = self.makers.iter().find(|maker| maker.driver() == driver);

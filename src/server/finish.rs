@@ -55,9 +55,10 @@ pub async fn kill(State(state): Ctx, InPath(id): InPath, Query(query): Query<Nam
     };
     let view = AgentView::of(&found.record);
     // One that the lane has just ended, for this call or an earlier one, still has a record that goes.
-    let is_latched = found.is_live && state.latch.killed(&found.uid()?).is_some();
-    let is_settled = !found.is_live || (view.is_finished() && !view.deleting && !is_latched);
-    if is_settled && receipt.is_none() {
+    let ended_here = found.is_live && view.state == "killed" && state.latch.killed(&found.uid()?).is_some();
+    let is_settled = !found.is_live || (view.is_finished() && !view.deleting && !ended_here);
+    let nothing_ran = receipt.as_ref().is_none_or(|receipt| receipt.runs == 0);
+    if is_settled && nothing_ran {
         let message = format!("nothing to kill: the agent {}", if view.state == "killed" { "was killed before" } else { "has finished" });
         return Ok(answer(ending(&view, true, started, message)));
     }
@@ -230,6 +231,10 @@ pub async fn kill_all(State(state): Ctx, OptionalJsonBody(body): OptionalJsonBod
     });
     let waits: Vec<_> = waits.collect();
     let mut agents = futures::future::join_all(waits).await;
+    if warning.is_none() {
+        // They had ended before, and only their trees were left.
+        open.retain(|receipt| receipt.runs > 0);
+    }
     let why = if warning.is_some() { "the store does not answer" } else { "" };
     agents.extend(open.into_iter().map(|receipt| Ending::of_receipt(receipt, millis_since(started), why)));
     agents.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));

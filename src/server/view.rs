@@ -204,7 +204,7 @@ pub struct Ending {
     pub millis: u64,
     /// In a sentence.
     pub message: String,
-    /// What the kill lane saw of what ran of it; absent: nothing ran.
+    /// What the kill lane saw of it; absent: nothing of it was on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<Receipt>,
 }

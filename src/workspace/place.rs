@@ -31,6 +31,9 @@ pub(super) enum Stage {
 pub(super) struct Meta {
     /// The agent.
     pub(super) uid: Uid,
+    /// `namespace/name` of the agent; empty for a gate's, and where an earlier version wrote it.
+    #[serde(default)]
+    pub(super) agent: String,
     /// Folder name of the repositories.
     pub(super) hash: String,
     /// The repository as the record has it.

@@ -4,8 +4,9 @@
 //! the thread that started it, and that thread is here until the child has ended.
 //!
 //! `stoppable` marks a thread's work as that of one effect: once that is not wanted any more, its child is asked to end (so that `git`
-//! takes its locks off the remote), then killed, and no further one is started.
+//! takes its locks off the remote), then killed, and no further one is started. `noted` has the kill lane know of a child (`pushing`).
 
+use super::pushing::Pushing;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::cell::RefCell;
@@ -24,12 +25,40 @@ const STOP_LOOK_PAUSE: Duration = Duration::from_millis(50);
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
 thread_local! {
-    static STOP: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+    static STOP: RefCell<Option<Arc<Stop>>> = const { RefCell::new(None) };
+    static NOTE: RefCell<Option<Pushing>> = const { RefCell::new(None) };
 }
 
-/// Does work on this thread whose child processes end soon after the flag is raised.
-pub fn stoppable<T>(stop: Arc<AtomicBool>, work: impl FnOnce() -> T) -> T {
-    struct Restore(Option<Arc<AtomicBool>>);
+/// Says of one effect whether it is still wanted. Asked before it begins and again and again while it works.
+#[derive(Default)]
+pub struct Stop {
+    raised: AtomicBool,
+    /// Whether its agent was killed, as others tell; `None`: the effect goes on all the same.
+    is_killed: Option<Box<dyn Fn() -> bool + Send + Sync>>,
+}
+
+impl Stop {
+    /// Not wanted any more once `is_killed` says so, whoever else has heard of it.
+    #[must_use]
+    pub fn when(is_killed: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { raised: AtomicBool::new(false), is_killed: Some(Box::new(is_killed)) }
+    }
+
+    /// It is not wanted any more.
+    pub fn raise(&self) {
+        self.raised.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it is not wanted any more.
+    #[must_use]
+    pub fn is_raised(&self) -> bool {
+        self.raised.load(Ordering::SeqCst) || self.is_killed.as_ref().is_some_and(|is_killed| is_killed())
+    }
+}
+
+/// Does work on this thread whose child processes end soon after it is not wanted any more.
+pub fn stoppable<T>(stop: Arc<Stop>, work: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Arc<Stop>>);
     impl Drop for Restore {
         fn drop(&mut self) {
             STOP.set(self.0.take());
@@ -45,7 +74,20 @@ pub(super) fn unstoppable<T>(work: impl FnOnce() -> T) -> T {
 }
 
 pub(super) fn is_stopped() -> bool {
-    STOP.with_borrow(|stop| stop.as_ref().is_some_and(|stop| stop.load(Ordering::SeqCst)))
+    STOP.with_borrow(|stop| stop.as_ref().is_some_and(|stop| stop.is_raised()))
+}
+
+/// Does work on this thread whose child processes are noted, so that a kill finds them.
+pub(super) fn noted<T>(note: Pushing, work: impl FnOnce() -> T) -> T {
+    struct Forget;
+    impl Drop for Forget {
+        fn drop(&mut self) {
+            NOTE.take();
+        }
+    }
+    NOTE.set(Some(note));
+    let _forget = Forget;
+    work()
 }
 
 fn stopped() -> std::io::Error {
@@ -77,8 +119,11 @@ pub(super) fn run(mut command: Command, output_bytes_max: usize, deadline: Insta
             if std::os::unix::process::parent_id() == parent { Ok(()) } else { Err(std::io::ErrorKind::Interrupted.into()) }
         });
     }
+    NOTE.with_borrow(|note| note.iter().for_each(|note| note.mark(&mut command)));
     let mut child = command.spawn()?;
-    let waited = wait(&mut child, output_bytes_max, deadline);
+    let seen = NOTE.with_borrow(|note| note.as_ref().map_or(Ok(()), |note| note.began(child.id())));
+    // A child that no kill would find does not go on.
+    let waited = seen.and_then(|()| wait(&mut child, output_bytes_max, deadline));
     if !matches!(waited, Ok(Some(_))) {
         // Not reaped yet, so the group still is the one that we made.
         kill_process_group(Pid::from_child(&child), Signal::KILL).ok();

@@ -4,11 +4,12 @@
 //! is answered by another look, never by another push.
 
 use super::address::Remote;
-use super::error::WorkspaceError;
+use super::error::{WorkspaceError, io};
+use super::pushing::Pushing;
 use super::remote::RemoteRefs;
 use super::repository::{Pair, oid};
 use super::types::PushSpec;
-use super::{Workspaces, process};
+use super::{Workspaces, process, tree};
 use crate::plan::observed::Pushed;
 use std::time::Duration;
 
@@ -42,7 +43,13 @@ pub(super) fn push(workspaces: &Workspaces, spec: &PushSpec) -> Result<Pushed, W
         return Ok(Pushed::RefTaken(present.cloned()));
     }
     pair.commit(&pair.open_work()?, &spec.head)?;
-    let reply = workspaces.git.push(&pair.work, &remote, &spec.head, &spec.target, expected_old);
+    let push = || workspaces.git.push(&pair.work, &remote, &spec.head, &spec.target, expected_old);
+    // From here on a kill finds it; one that came before is found by it.
+    let reply = match tree::find(workspaces, &spec.uid)? {
+        Some((place, _)) => process::noted(Pushing::announce(&place.folder()).map_err(io("announce a push in", place.folder()))?, push),
+        // Nothing of it is on this disk: no kill looks for it here.
+        None => push(),
+    };
     let after = match process::is_stopped() {
         // It may have arrived before it could be broken off; a short look, as somebody waits for the end.
         true => process::unstoppable(|| workspaces.git.look_within(&remote, Some(&[&spec.base_branch, &spec.target]), LAST_LOOK))?,

@@ -39,6 +39,7 @@ pub(super) fn ensure(workspaces: &Workspaces, spec: &TreeSpec) -> Result<TreePat
         }
         let wanted = Meta {
             uid: spec.uid.clone(),
+            agent: spec.agent.clone(),
             hash: pair.hash.clone(),
             repository: spec.repository.clone(),
             name: spec.name.clone(),
@@ -112,6 +113,7 @@ pub(super) fn ensure_gate(workspaces: &Workspaces, spec: &GateTreeSpec) -> Resul
         let pair = Pair::of(workspaces, &spec.namespace, &spec.repository);
         let wanted = Meta {
             uid: spec.uid.clone(),
+            agent: String::new(),
             hash: pair.hash.clone(),
             repository: spec.repository.clone(),
             name: place.name.clone(),

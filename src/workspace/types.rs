@@ -110,6 +110,8 @@ pub struct TreeSpec {
     pub repository: String,
     /// The agent.
     pub uid: Uid,
+    /// `namespace/name` of the agent, for who has to know it by the tree alone.
+    pub agent: String,
     /// `agent-{uid}-{slug of the task id}`.
     pub name: String,
     /// The attempt; a lower one than the tree has seen is refused.

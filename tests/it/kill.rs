@@ -1,5 +1,7 @@
 //! The kill lane, from the outside: the process table says who lives, and the receipts must agree with it.
 
+mod actions;
+mod blind;
 mod conditions;
 mod latch;
 

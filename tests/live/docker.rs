@@ -9,6 +9,7 @@ mod outages;
 #[cfg(target_arch = "x86_64")]
 mod probes;
 mod shared;
+mod survive;
 mod user;
 mod warm;
 

@@ -1,6 +1,9 @@
 //! The kill lane over containers and processes at once, with an engine that is well, dead or frozen. The process table is the judge.
 
+mod late;
+mod liar;
 mod shapes;
+mod stuck_store;
 
 use crate::engine::{BUSYBOX, OwnEngine, engine};
 use crate::harness::{Mosaic, Remote, condition, eventually, gates, program, sandbox_pids, task};

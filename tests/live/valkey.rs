@@ -7,7 +7,7 @@ mod faults;
 mod lease;
 pub mod proxy;
 mod recovery;
-mod server;
+pub mod server;
 mod soak;
 mod standby;
 mod words;

@@ -58,7 +58,7 @@ impl Bench {
         match by {
             By::Lane => {
                 let latch = Latch::open(self.folder.path()).map(Arc::new).map_err(|e| e.to_string());
-                let killer = Killer { state: self.folder.path().to_owned(), latch, tell: Arc::new(|_| ()), audit: None };
+                let killer = Killer { state: self.folder.path().to_owned(), latch, controller: None, audit: None };
                 let receipts = killer.kill(&KillRequest { all: true, ..KillRequest::default() });
                 assert!(receipts.all_dead() && receipts.agents.len() == specs.len(), "{receipts:?}");
             }

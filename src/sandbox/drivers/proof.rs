@@ -145,7 +145,9 @@ pub(super) fn clear_left(state: &Path) -> Vec<(Stray, PathBuf)> {
     while rustix::mount::unmount(&path, UnmountFlags::DETACH).is_ok() {
         left.push((Stray::Mount, path.clone()));
     }
-    left.extend(fs::remove_dir_all(&path).is_ok().then(|| (Stray::Folder, path)));
+    if fs::remove_dir_all(&path).is_ok() {
+        left.push((Stray::Folder, path));
+    }
     left
 }
 

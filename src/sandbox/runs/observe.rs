@@ -113,7 +113,15 @@ impl Runs {
             // The launcher has not written its word yet, and init's own is not believed without it.
             (Life::Gone, None) if held => Ok(SandboxState::Preparing),
             (Life::Gone, Some(session)) if held => self.running(run, session),
-            (Life::Gone | Life::Rebooted, _) => Ok(SandboxState::Ended(self.end_of(run, maker, report, life == Life::Rebooted)?)),
+            (Life::Gone | Life::Rebooted, _) => {
+                let end = self.end_of(run, maker, report, life == Life::Rebooted)?;
+                // What the kernel never showed is only said to be gone: a start that comes late must not be granted after that.
+                let is_final = match &end.cause {
+                    EndCause::NotStarted(why) if run.identity()?.is_none() => self.link.bury(&run.id, &run.folder, why)?,
+                    _ => true,
+                };
+                Ok(if is_final { SandboxState::Ended(end) } else { SandboxState::Preparing })
+            }
         }
     }
 
@@ -134,7 +142,8 @@ impl Runs {
     }
 
     fn end_of(&self, run: &Run, maker: &dyn Maker, report: Option<ExitReport>, rebooted: bool) -> io::Result<RunEnd> {
-        let stopped = run.folder.is_stopped()?;
+        let tombstone = run.folder.tombstone()?;
+        let stopped = tombstone.as_ref().is_some_and(String::is_empty);
         let session = run.session()?;
         let wait = maker.last_word(run, report.as_ref())?;
         let own_counters = report.as_ref().and_then(|report| report.counters);
@@ -154,7 +163,9 @@ impl Runs {
             Some(cause) => end_cause(cause),
             None if rebooted => EndCause::Lost("host rebooted".to_owned()),
             None if session.is_none() => EndCause::NotStarted(
-                wait.and_then(|wait| wait.failed).unwrap_or_else(|| "the launcher ended before the sandbox was ready".to_owned()),
+                wait.and_then(|wait| wait.failed)
+                    .or(tombstone)
+                    .unwrap_or_else(|| "the launcher ended before the sandbox was ready".to_owned()),
             ),
             None => EndCause::Lost(words_of(status)),
         };

@@ -62,7 +62,7 @@ impl Front {
         let (logs, closing) = (Logs::default(), CancellationToken::new());
         let (listed, read) = (logs.clone(), logs.clone());
         let latch = Arc::new(Latch::open(folder.path()).unwrap());
-        let killer = Killer { state: folder.path().to_owned(), latch: Ok(latch.clone()), tell: Arc::new(|_| ()), audit: None };
+        let killer = Killer { state: folder.path().to_owned(), latch: Ok(latch.clone()), controller: None, audit: None };
         let lane = Lane::start(killer).unwrap();
         let state = ServerState {
             store: store.clone(),

@@ -3,10 +3,12 @@
 //! `MOSAIC_TEST_KILL=5:200` repeats each five times with 200 agents.
 
 use super::{KILL_MAX, kill_all_and_look, mosaic_cli, text, with_agents};
-use crate::e2e::harness::{Mosaic, sandbox_pids};
+use crate::e2e::harness::{Mosaic, Remote, condition, gates, sandbox_pids, task};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 /// How often, and how many agents.
 fn size() -> (usize, usize) {
@@ -93,6 +95,38 @@ impl Disk {
     }
 }
 
+/// Nobody writes to a frozen file system: who tries cannot even be killed. Thawed with this value, or by its own clock.
+struct Freeze {
+    thawed: std::sync::Arc<std::sync::Mutex<bool>>,
+    place: std::path::PathBuf,
+}
+
+impl Freeze {
+    /// Longest time that anything is frozen, whatever becomes of the test.
+    const TIME_MAX: Duration = Duration::from_secs(40);
+
+    /// `None`: this machine cannot.
+    fn of(disk: &Disk) -> Option<Self> {
+        let frozen = Command::new("fsfreeze").arg("--freeze").arg(&disk.0).output().is_ok_and(|out| out.status.success());
+        let freeze = Self { thawed: std::sync::Arc::default(), place: disk.0.clone() };
+        let late = Self { thawed: freeze.thawed.clone(), place: freeze.place.clone() };
+        std::thread::spawn(move || {
+            std::thread::sleep(Self::TIME_MAX);
+            drop(late);
+        });
+        frozen.then_some(freeze)
+    }
+}
+
+impl Drop for Freeze {
+    fn drop(&mut self) {
+        let mut thawed = self.thawed.lock().unwrap();
+        if !std::mem::replace(&mut *thawed, true) {
+            let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.place).output();
+        }
+    }
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).output();
@@ -152,6 +186,43 @@ fn kill_all_while_store_and_latch_can_only_be_read() {
             assert!(told.contains("not latched on the disk") && told.contains("not told yet"), "{told}");
         },
     );
+}
+
+#[test]
+fn agent_that_waits_for_a_frozen_file_system_is_said_to_live_until_it_is_seen_dead() {
+    let test = "kill::conditions::agent_that_waits_for_a_frozen_file_system_is_said_to_live_until_it_is_seen_dead";
+    let mut mosaic = Mosaic::prepare(&[]);
+    let trees = mosaic.state().join("trees");
+    std::fs::create_dir_all(&trees).unwrap();
+    std::fs::set_permissions(mosaic.state(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let Some(disk) = Disk::mount(&mosaic.folder.path().join("image"), &trees) else {
+        return crate::skip::skip(test, "no file system can be mounted from a file here");
+    };
+    mosaic.up();
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
+    let uid = mosaic.spawn(&task(&remote, "writer", "while :; do echo x > x.txt; sleep 0.1; done"));
+    mosaic.wait(&uid, "the agent to run", |object| condition(object, "SandboxReady") == "True");
+    let Some(freeze) = Freeze::of(&disk) else { return crate::skip::skip(test, "fsfreeze does not work here") };
+    crate::e2e::harness::eventually("the agent to wait for the disk", || mosaic.leftovers().iter().any(|left| waits_for_disk(left)));
+    let (output, took) = mosaic_cli(&mosaic, &["kill", &uid]);
+    let told = text(&output);
+    assert!(took < KILL_MAX * 3, "{took:?}: {told}");
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("(failed") && told.contains("still live"), "{told}");
+    assert_eq!(sandbox_pids(&mosaic.state()).len(), 1, "it was said to live, and does: {told}");
+    drop(freeze);
+    crate::e2e::harness::eventually("nothing to live", || sandbox_pids(&mosaic.state()).is_empty());
+    let (output, _) = mosaic_cli(&mosaic, &["kill", &uid]);
+    assert!(output.status.success(), "{}", text(&output));
+    mosaic.wait(&uid, "the record to say killed", |object| object["status"]["phase"] == "Killed");
+    drop(mosaic);
+}
+
+/// Whether a line of `Mosaic::leftovers` names a process that waits for a disk and cannot be interrupted.
+fn waits_for_disk(left: &str) -> bool {
+    let folder = left.strip_prefix("process ").and_then(|rest| rest.split_once(':')).map(|(folder, _)| folder);
+    let stat = folder.and_then(|folder| std::fs::read_to_string(format!("{folder}/stat")).ok()).unwrap_or_default();
+    stat.contains(") D ")
 }
 
 #[test]

@@ -31,7 +31,10 @@ impl Truth {
             return self.reply_effect(number);
         }
         // What had not begun never does; what had, is broken off if that can still be done.
-        let unwanted = pending.abandoned.filter(|_| pending.part <= 1 && !self.planted(Plant::QueuedPushBegun));
+        let is_latched = || self.latches.get(&pending.controller).is_some_and(|latch| latch.killed(&pending.effect.uid).is_some());
+        let is_late_kill = pending.part == 0 && !pending.late && pending.effect.action.starts_something() && is_latched();
+        let unwanted = pending.abandoned.or(is_late_kill.then_some(0));
+        let unwanted = unwanted.filter(|_| pending.part <= 1 && !self.planted(Plant::QueuedPushBegun));
         if unwanted.is_some_and(|since| since == 0 || self.rng.hits(500)) {
             let failed = failure(self, reason::KILLED, "broken off: its agent has ended");
             return self.end_effect(number, Err(failed));
@@ -49,6 +52,17 @@ impl Truth {
                 self.end_effect(number, Err(lost));
             }
             Some(result) => self.end_effect(number, result),
+        }
+    }
+
+    /// The lane ends what pushes for an agent, and looks that it has; what the remote has already, it has.
+    pub fn break_off_pushes(&mut self, uid: &Uid) {
+        let under_way =
+            |p: &Pending| matches!(p.effect.action, Action::Push { .. }) && p.effect.uid == *uid && p.result.is_none() && p.part <= 1;
+        let numbers: Vec<u64> = self.effects.iter().filter(|(_, p)| under_way(p)).map(|(number, _)| *number).collect();
+        for number in numbers {
+            let failed = failure(self, reason::KILLED, "broken off: its agent was killed");
+            self.end_effect(number, Err(failed));
         }
     }
 
@@ -219,6 +233,9 @@ impl Truth {
         let (now, elapsed) = (self.now(), self.elapsed);
         let first_at = elapsed + 300 + self.rng.below(2000);
         let Some(cell) = self.body(&run.uid).cells.get_mut(run) else { return };
+        if matches!(cell.state, CellState::Ended(_)) {
+            return self.violate(format!("{run} was taken for ended, and is granted its start"));
+        }
         cell.state = CellState::Running { since: now, sign: now };
         cell.next_at = first_at;
         self.note(format!("{run} runs"));

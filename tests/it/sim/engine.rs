@@ -31,6 +31,8 @@ pub struct Vessel {
     pub made: Made,
     /// The answer to its create was heard.
     pub answered: bool,
+    /// The engine has told something of it that was not so.
+    pub lied: bool,
 }
 
 /// What the engine was asked to do.
@@ -84,7 +86,9 @@ impl Truth {
         let (run, job) = self.engine.jobs.remove(at);
         match job {
             // By name: the same one again makes nothing.
-            Job::Create => drop(self.engine.vessels.entry(run.clone()).or_insert(Vessel { made: Made::Created, answered: false })),
+            Job::Create => {
+                self.engine.vessels.entry(run.clone()).or_insert(Vessel { made: Made::Created, answered: false, lied: false });
+            }
             Job::Start => {
                 if let Some(vessel) = self.engine.vessels.get_mut(&run).filter(|vessel| vessel.made == Made::Created) {
                     vessel.made = Made::Up;
@@ -115,7 +119,8 @@ impl Truth {
             self.body(&run.uid).cells.get_mut(run).expect("it is known").pid = Some(pid);
             return self.note(format!("{run} is shown as pid {pid:?}"));
         }
-        let refusal = if is_known { self.gate(by, run) } else { Some("nobody serves it any more") };
+        // Its link is served until it is removed, whatever it was taken for.
+        let refusal = if self.cell(run).is_some() { self.gate(by, run) } else { Some("nobody serves it any more") };
         match refusal {
             None => self.grant(run, by, false),
             Some(why) => {
@@ -142,11 +147,25 @@ impl Truth {
         let lie = match truth {
             Saw::Runs => self.rng.pick(&[Saw::None, Saw::Dead]).clone(),
             Saw::None | Saw::Dead => self.rng.pick(&[Saw::Runs, Saw::None]).clone(),
-            Saw::Unknown(_) => return truth,
+            Saw::Coming | Saw::Unknown(_) => return truth,
         };
         self.engine.lies += 1;
+        self.engine.vessels.entry(run.clone()).and_modify(|vessel| vessel.lied = true);
         self.note(format!("the engine says {lie:?} of {run}, which is {truth:?}"));
         lie
+    }
+
+    /// The engine's path of the lane: as `engine_kills`, but what was never started is taken away, so that nothing starts it any more.
+    pub fn engine_ends(&mut self, run: &RunId) -> Saw {
+        let is_open = self.engine.is_unanswered(run) && !self.planted(Plant::UnansweredIsNothing);
+        let said = match self.engine_kills(run) {
+            Saw::Dead if self.engine.made(run) == Made::Created && !self.planted(Plant::CreatedIsDead) => {
+                self.engine.vessels.remove(run);
+                Saw::None
+            }
+            other => other,
+        };
+        if said == Saw::None && is_open { Saw::Coming } else { said }
     }
 
     /// The engine is told to kill a container, and asked what became of it.
@@ -170,9 +189,12 @@ impl Truth {
         }
     }
 
-    /// What never ran is taken for ended: an engine may have lied, and something may still come up that nobody serves.
+    /// What never ran is taken for ended: an engine may have lied, and something may still come up, which its tombstone stops.
     pub fn conclude(&mut self, run: &RunId, why: &str) {
         if self.cell(run).is_some_and(|cell| !matches!(cell.state, CellState::Ended(_))) {
+            if !self.planted(Plant::ConcludedUnburied) {
+                self.body(&run.uid).tombstones.insert(run.clone());
+            }
             self.close_cell(&run.uid, run, EndCause::NotStarted(why.to_owned()), None);
         }
     }
@@ -190,6 +212,7 @@ impl Truth {
         }
         let is_stopped = self.bodies.get(&run.uid).is_some_and(|body| body.tombstones.contains(run));
         match self.engine_says(run) {
+            Saw::Coming => Ok(true),
             Saw::Unknown(why) => Err(why),
             Saw::None => Ok(false),
             Saw::Runs => Ok(true),
@@ -237,7 +260,7 @@ impl Truth {
                 self.conclude(run, "it was stopped before it started");
                 Ok(Outcome::Done)
             }
-            Saw::Runs => Err(failure(self, reason::SANDBOX_FAILED, "its container still runs, by the engine's word")),
+            Saw::Runs | Saw::Coming => Err(failure(self, reason::SANDBOX_FAILED, "its container still runs, by the engine's word")),
             Saw::Unknown(why) => Err(failure(self, reason::ENGINE_UNAVAILABLE, &why)),
         }
     }

@@ -38,6 +38,8 @@ pub struct Lane {
     pub restored: BTreeSet<Uid>,
     /// Whose notes are not read any more (planted bug only).
     pub forgotten: BTreeSet<Uid>,
+    /// Of whom there was a receipt and a note on the disk: nothing of them may be pushed any more.
+    pub unpushable: BTreeSet<Uid>,
     /// By verdict: how many receipts were given.
     pub receipts: BTreeMap<&'static str, u32>,
 }
@@ -61,6 +63,8 @@ pub struct Kill {
     barren: bool,
     /// Everything that was there and meant, whether or not it was found.
     there: BTreeSet<RunId>,
+    /// Agents that are meant: by name, by a run or by a tree.
+    agents: BTreeSet<Uid>,
     verdicts: BTreeMap<Uid, Verdict>,
     /// Of whom there was a receipt.
     told: BTreeSet<Uid>,
@@ -150,6 +154,7 @@ impl Truth {
             sweeps: 0,
             barren: false,
             there: BTreeSet::new(),
+            agents: BTreeSet::new(),
             verdicts: BTreeMap::new(),
             told: BTreeSet::new(),
         };
@@ -225,7 +230,7 @@ impl Truth {
                         self.body(&found.run.uid).tombstones.insert(found.run.clone());
                     }
                 }
-                Deed::Tell => kill.found.iter().for_each(|found| self.pokes.push((kill.owner, found.run.uid.clone()))),
+                Deed::Tell => self.tell(&kill),
                 Deed::AskEngine => self.ask_engine(&mut kill),
             }
         }
@@ -234,9 +239,30 @@ impl Truth {
             self.lane.kills.insert(number, kill);
             return;
         }
+        self.end_pushes(&kill);
         // Of whom nothing is told, nothing was found: that is said as well.
         let silent: BTreeSet<Uid> = kill.there.iter().map(|run| run.uid.clone()).filter(|uid| !kill.told.contains(uid)).collect();
         silent.iter().for_each(|uid| oracle::lane::on_receipt(self, uid, &kill.there));
+    }
+
+    /// The controller beside the lane breaks off what it does for them, and looks at their records.
+    fn tell(&mut self, kill: &Kill) {
+        for uid in kill.agents.clone() {
+            if let Some(owner) = kill.owner {
+                self.abandon(owner, &uid);
+            }
+            self.pokes.push((kill.owner, uid));
+        }
+    }
+
+    /// Before the receipts: nothing of them is pushed any more, by whomever it was begun. Of whom no note reached the disk nothing is promised.
+    fn end_pushes(&mut self, kill: &Kill) {
+        for uid in kill.agents.iter().filter(|uid| self.lane.is_kept(uid)).cloned().collect::<Vec<_>>() {
+            if !self.planted(Plant::QueuedPushBegun) {
+                self.break_off_pushes(&uid);
+            }
+            self.lane.unpushable.insert(uid);
+        }
     }
 
     /// A whole kill at once, by a controller's lane.
@@ -257,7 +283,10 @@ impl Truth {
         let runs = there.iter().filter(|run| !kill.done.contains(run) && (gates_too || run.role == Role::Agent));
         kill.found = runs.map(|run| Found { run: run.clone(), signalled: false, said: None }).collect();
         kill.barren = kill.found.is_empty() && kill.sweeps > 1;
-        let uids: BTreeSet<Uid> = kill.found.iter().map(|found| found.run.uid.clone()).chain(kill.meant.clone()).collect();
+        let trees = self.bodies.iter().filter(|(uid, body)| body.tree.is_some() && kill.meant.as_ref().is_none_or(|meant| meant == *uid));
+        let trees: Vec<Uid> = trees.map(|(uid, _)| uid.clone()).collect();
+        let found = kill.found.iter().map(|found| found.run.uid.clone());
+        let uids: Vec<Uid> = found.chain(kill.meant.clone()).chain(trees).filter(|uid| kill.agents.insert(uid.clone())).collect();
         for uid in &uids {
             if let Some(record) = self.records.record(uid).cloned() {
                 self.lane.older.entry(uid.clone()).or_insert(record);
@@ -327,7 +356,7 @@ impl Truth {
             let run = kill.found[at].run.clone();
             let is_hidden = self.is_contained(&run.uid) && self.cell(&run).is_none_or(|cell| cell.pid.is_none());
             if is_hidden {
-                kill.found[at].said = Some(self.engine_kills(&run));
+                kill.found[at].said = Some(self.engine_ends(&run));
             }
         }
     }
@@ -342,10 +371,8 @@ impl Truth {
                 kill.found.push(Found { run: run.clone(), signalled: *signalled, said: said.clone() });
                 continue;
             }
-            let hidden = self.cell(run).is_none_or(|cell| cell.pid.is_none());
-            let open = self.is_contained(&run.uid) && hidden && self.engine.is_unanswered(run);
-            let believed = self.planted(Plant::UnansweredIsNothing);
-            let (verdict, message) = judge(run, &seen, *signalled, said.as_ref(), open && !believed);
+            let fenced = self.lane.is_kept(&run.uid) || self.bodies[&run.uid].tombstones.contains(run);
+            let (verdict, message) = judge(run, &seen, *signalled, said.as_ref(), fenced);
             self.note(format!("kill {number}: {run} {}: {message}", verdict.as_str()));
             if verdict == Verdict::DeadVerified {
                 oracle::lane::on_dead_verified(self, run);

@@ -341,6 +341,9 @@ pub fn on_ref_written(truth: &mut Truth, pending: &Pending, head: &CommitId, bas
             wrong.push(format!("{head} on {base} reaches the remote, and {} never passed it", gate.name));
         }
     }
+    if truth.lane.unpushable.contains(uid) {
+        wrong.push(format!("{head} reaches the remote after the receipt of its agent's kill"));
+    }
     if pending.abandoned == Some(0) {
         wrong.push(format!("{head} reaches the remote by a push that was begun after its agent had ended"));
     }

@@ -96,6 +96,10 @@ pub enum Plant {
     HandedOverTooEarly,
     /// A push that was queued at the kill is begun after it.
     QueuedPushBegun,
+    /// A container that was made and not started counts as dead for a receipt, and stays.
+    CreatedIsDead,
+    /// What is taken for gone by the engine's word has no tombstone.
+    ConcludedUnburied,
 }
 
 /// All of them.
@@ -142,6 +146,8 @@ pub const ALL: &[Plant] = &[
     Plant::GateGrantsLatched,
     Plant::HandedOverTooEarly,
     Plant::QueuedPushBegun,
+    Plant::CreatedIsDead,
+    Plant::ConcludedUnburied,
 ];
 
 /// The status as a store or plan with the planted bug would write it. `Err`: acknowledged, and not stored.

@@ -134,25 +134,7 @@ impl World for FakeWorld {
     }
 
     fn abandon(&self, uid: &Uid) {
-        self.with(|truth| {
-            for pending in truth.effects.values_mut().filter(|p| p.controller == self.controller && p.effect.uid == *uid) {
-                let goes_on = match &pending.effect.action {
-                    Action::StopSandbox { .. } | Action::RemoveSandbox { .. } | Action::Rescue { .. } | Action::RemoveWorkspace => true,
-                    Action::Resolve
-                    | Action::EnsureSandbox { .. }
-                    | Action::TakeSnapshot { .. }
-                    | Action::Integrate { .. }
-                    | Action::Push { .. }
-                    | Action::AddFinalizer
-                    | Action::Archive
-                    | Action::RemoveFinalizer
-                    | Action::DeleteRecord => false,
-                };
-                if !goes_on && pending.abandoned.is_none() {
-                    pending.abandoned = Some(pending.part);
-                }
-            }
-        });
+        self.with(|truth| truth.abandon(self.controller, uid));
     }
 
     fn end_quietly(&self, uid: &Uid, effects: &BTreeSet<ActionId>) {
@@ -197,6 +179,14 @@ type TableOf =
 
 /// What a controller sees of the truth, and what the truth admits of it.
 impl Truth {
+    /// What a controller does for an agent that has ended is not wanted any more, but for what serves the end.
+    pub fn abandon(&mut self, controller: u32, uid: &Uid) {
+        let unwanted = |p: &&mut Pending| p.controller == controller && p.effect.uid == *uid && p.effect.action.starts_something();
+        for pending in self.effects.values_mut().filter(unwanted) {
+            pending.abandoned.get_or_insert(pending.part);
+        }
+    }
+
     fn table_of(&mut self, controller: u32, uid: &Uid) -> TableOf {
         let forgetful = self.planted(Plant::LateCompletionCountsAsDone);
         let table = self.tables.entry(controller).or_default();

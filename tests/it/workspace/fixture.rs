@@ -183,6 +183,7 @@ impl World {
             namespace: namespace(),
             repository: self.remote.clone(),
             uid: uid(number),
+            agent: format!("default/task-{number}"),
             name: format!("agent-{}-task-{number}", uid(number)),
             attempt: Attempt(1),
             base: base.clone(),

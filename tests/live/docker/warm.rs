@@ -235,7 +235,7 @@ async fn kill_of_everything_ends_the_prepared_as_well_and_tells_agents_only() {
     let spec = agent(&host.subject(&sandbox), "victim-001", 1, "trap '' TERM; while :; do sleep 1; done");
     sandbox.ensure(spec.clone()).await.unwrap();
     prepared(&sandbox, 2).await;
-    let killer = Killer { state: host.state.path().to_owned(), latch: Ok(latch), tell: Arc::new(|_| ()), audit: None };
+    let killer = Killer { state: host.state.path().to_owned(), latch: Ok(latch), controller: None, audit: None };
     // One agent: the others are not meant.
     let nobody = killer.kill(&KillRequest { agents: vec!["default/nobody".into()], ..KillRequest::default() });
     assert!(nobody.agents.is_empty(), "{nobody:?}");

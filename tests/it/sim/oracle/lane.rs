@@ -22,6 +22,14 @@ pub fn on_dead_verified(truth: &mut Truth, run: &RunId) {
     if truth.engine.jobs.contains(&(run.clone(), Job::Create)) {
         truth.violate(format!("{run} is said to be dead, and its create is not answered"));
     }
+    // Of an engine that lies only the gate saves anybody.
+    let is_there = truth.engine.vessels.get(run).is_some_and(|vessel| !vessel.lied);
+    if is_there && truth.engine.jobs.contains(&(run.clone(), Job::Start)) {
+        truth.violate(format!("{run} is said to be dead, and can still be started"));
+    }
+    if truth.latches.keys().any(|by| truth.gate(*by, run).is_none()) {
+        truth.violate(format!("{run} is said to be dead, and would be granted its start"));
+    }
 }
 
 /// An agent is said to be dead; `there` was there when it was killed.
