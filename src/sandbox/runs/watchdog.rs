@@ -52,8 +52,9 @@ const DEPTH_MAX: usize = 128;
 const DESCRIPTORS_MAX: usize = 64 * 1024;
 /// Refused processes that are no accident any more: a build that forks too wide gives up long before.
 const PIDS_REFUSED_MAX: u64 = 10_000;
-/// Where nobody counts refusals: rounds in which it had all that it may. A build that is so wide goes down in between.
-const FULL_ROUNDS_MAX: u32 = 20;
+/// Where nobody counts refusals: how long it may have all that it may, in each of so many looks. A build that is so wide goes down in between.
+const FULL_TIME_MAX: Duration = Duration::from_secs(5);
+const FULL_LOOKS_MIN: u32 = 3;
 /// How long an attempt that begins over its limit may stay so,
 const GRACE: Duration = Duration::from_secs(60);
 /// by how much it may grow meanwhile, as a part of the limit (its tools write before it can remove anything),
@@ -155,8 +156,8 @@ pub(crate) struct Watch {
     exceeded: bool,
     /// Rounds in which everything of the run was gone.
     gone: u32,
-    /// Rounds in a row in which it had as many processes and threads as it may.
-    full: u32,
+    /// Since when, and in how many looks, it had as many processes and threads as it may.
+    full: Option<(Instant, u32)>,
 }
 
 /// Starts the thread; it ends with the driver.
@@ -268,9 +269,14 @@ fn exceeded_without_groups(run: &Run, spec: &StoredSpec, watch: &mut Watch) -> O
     let most = spec.launch.limits.processes_max?;
     // Init is not one of its own.
     let has = pids.into_iter().map(threads_of).sum::<u64>().saturating_sub(1);
-    watch.full = if has >= most.saturating_sub(1) { watch.full + 1 } else { 0 };
-    let seconds = (ROUND_PAUSE * FULL_ROUNDS_MAX).as_secs();
-    (watch.full > FULL_ROUNDS_MAX)
+    if has < most.saturating_sub(1) {
+        watch.full = None;
+        return None;
+    }
+    let (since, looks) = watch.full.get_or_insert((Instant::now(), 0));
+    *looks += 1;
+    let seconds = since.elapsed().as_secs();
+    (since.elapsed() >= FULL_TIME_MAX && *looks >= FULL_LOOKS_MIN)
         .then(|| (Limit::Pids, format!("for {seconds} s it had {has} processes and threads, as many as it may ({most} with its init)")))
 }
 

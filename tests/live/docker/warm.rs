@@ -102,7 +102,7 @@ async fn agent_in_a_prepared_container_finds_what_it_would_find_in_a_new_one() {
             prepared(&sandbox, 1).await;
         }
         let before = ids(&engine, &host).await;
-        let spec = agent(&subject, "alike-0001", attempt, &format!("{LOOK}; while [ ! -e go ]; do sleep 0.05; done; rm go"));
+        let spec = agent(&subject, "alike-0001", attempt, &format!("{LOOK}; : > looked; while [ ! -e go ]; do sleep 0.05; done; rm go"));
         fs::write(spec.tree.join("from-host"), "from the host\n").unwrap();
         let _ = fs::remove_file(spec.home.as_ref().unwrap().join("written"));
         let started = Instant::now();
@@ -111,6 +111,7 @@ async fn agent_in_a_prepared_container_finds_what_it_would_find_in_a_new_one() {
         let now = seen(&sandbox, &spec.run).await.unwrap();
         assert!(matches!(now.state, SandboxState::Running { .. }), "{now:?}");
         assert_eq!(before.iter().any(|id| id.starts_with(&id_of_seen(&now.id))), warm, "{} of {before:?}", now.id);
+        until("it has looked", || spec.tree.join("looked").exists()).await;
         fs::write(spec.tree.join("go"), "").unwrap();
         let end = ended(&sandbox, &spec.run).await;
         assert_eq!(end.cause, EndCause::Exited(0), "{}", end.output_tail);

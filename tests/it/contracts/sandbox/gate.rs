@@ -149,7 +149,7 @@ async fn tombstoned_run_is_never_granted() {
         let spec = intent(&host, name, "echo ran > /workspace/ran");
         let folder = host.folder(&spec.run);
         if before {
-            folder.write(FILE_STOPPED, &()).unwrap();
+            fs::write(folder.path().join(FILE_STOPPED), "").unwrap();
         }
         launch(&folder);
         if before {
@@ -157,7 +157,7 @@ async fn tombstoned_run_is_never_granted() {
             assert!(!folder.path().join(FILE_IDENTITY).exists());
         } else {
             until("init has an identity", || folder.identity().unwrap().is_some()).await;
-            folder.write(FILE_STOPPED, &()).unwrap();
+            fs::write(folder.path().join(FILE_STOPPED), "").unwrap();
         }
         let sandbox = host.open();
         assert_eq!(super::ended(&sandbox, &spec.run).await.cause, EndCause::Stopped, "{name}");
