@@ -58,7 +58,11 @@ impl Book {
         match ended {
             Ok(at) => {
                 self.dead = self.dead.max(Some(at));
-                self.judged(Verdict::DeadVerified, "a push of it was under way and is ended here; what the remote had received it may still take".to_owned(), true);
+                self.judged(
+                    Verdict::DeadVerified,
+                    "a push of it was under way and is ended here; what the remote had received it may still take".to_owned(),
+                    true,
+                );
             }
             Err(why) => self.judged(Verdict::RevokedUnverified, format!("its push was not seen to end: {why}"), true),
         }
