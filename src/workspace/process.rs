@@ -162,6 +162,10 @@ fn wait(child: &mut Child, output_bytes_max: usize, mut deadline: Instant) -> st
             Err(error) => return Err(error.into()),
         }
         let ended = !watched[0].revents().is_empty();
+        if ended && !asked && is_stopped() {
+            // The kill lane was faster, and the rest of the group may not have heard of it.
+            continue;
+        }
         for (pipe, bytes) in &mut outputs {
             drain(pipe, bytes, output_bytes_max)?;
         }
@@ -193,4 +197,23 @@ fn drain(pipe: &mut Option<File>, bytes: &mut Vec<u8>, output_bytes_max: usize) 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_together_with_the_kill_of_its_work_leaves_nothing_of_its_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let (killed, landed) = (folder.path().join("killed"), folder.path().join("landed"));
+        // As a push whose client is ended by the lane, while the remote's side on this machine has it in hand.
+        let mut command = Command::new("sh");
+        command.arg("-c").arg("(trap '' TERM; sleep 2; : > landed) & : > killed; kill -9 $$").current_dir(folder.path());
+        let stop = Arc::new(Stop::when(move || killed.exists()));
+        let ended = stoppable(stop, || run(command, 1 << 10, Instant::now() + Duration::from_secs(10)));
+        assert!(ended.is_err_and(|error| error.kind() == std::io::ErrorKind::Interrupted), "it was broken off");
+        std::thread::sleep(Duration::from_millis(2500));
+        assert!(!landed.exists(), "something of its group went on");
+    }
 }

@@ -164,10 +164,6 @@ fn run(case: Case) {
     }
     let request = KillRequest { agents: vec![uid.clone()], who: "test".to_owned(), ..KillRequest::default() };
     let receipts = admin::ask(&mosaic.state(), &request).unwrap();
-    // What a remote had received of a push that was under way it may still take, after the client's end; nothing comes later than that.
-    if receipts.agents.iter().any(|receipt| receipt.message.contains("a push of it was under way")) {
-        std::thread::sleep(Duration::from_secs(1));
-    }
     let refs = remote.agent_refs();
     check_receipts(case, &receipts);
     if case.aftermath != Aftermath::Nothing {
