@@ -12,14 +12,17 @@ mod baits;
 #[path = "../it/contracts/sandbox/contract.rs"]
 mod contract;
 mod contracts;
+mod controllers;
 mod docker;
 mod e2e;
 mod engine;
 #[allow(unused, reason = "shared with the offline binary, which uses all of it")]
 #[path = "../it/e2e/harness.rs"]
 mod harness;
+mod jobs;
 mod kill;
 mod kube;
+mod leaders;
 #[path = "../it/skip.rs"]
 mod skip;
 mod valkey;

@@ -2,7 +2,7 @@
 
 use super::cluster::cluster_now;
 use crate::harness::{Mosaic, Random, Remote, condition, gates, task};
-use serde_json::json;
+use crate::jobs;
 use std::time::Duration;
 
 /// Kills of the controller; fewer for a quick look.
@@ -15,18 +15,8 @@ fn a_job_goes_from_a_refused_round_to_a_verified_push() {
     let Some((cluster, runtime)) = cluster_now("kube::e2e::a_job_goes_from_a_refused_round_to_a_verified_push") else { return };
     let mosaic = Mosaic::start(&["--store", "kube"]);
     assert!(!mosaic.state().join("mosaic.redb").exists(), "no file keeps records beside the cluster");
-    let gate_file = gates("grep -q right answer.txt || { echo the answer must be right; exit 3; }", "true");
-    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
-    let script = "if grep -q 'the answer must be right' /mosaic/task.json; then echo right > answer.txt; else echo wrong > answer.txt; fi";
-    let uid = mosaic.spawn(&task(&remote, "answer", script));
-    let object = mosaic.wait_completed(&uid);
+    let (remote, object) = jobs::refused_then_delivered(&mosaic);
     let status = &object["status"];
-    assert_eq!(status["attempt"], 2, "{object:#}");
-    assert_eq!(status["counts"], json!({"agentFailures": 0, "rejections": 1, "infrastructure": 0}));
-    let name = status["push"]["ref"].as_str().unwrap();
-    assert_eq!(remote.refs().get(name).map(String::as_str), status["push"]["sha"].as_str());
-    assert_eq!(remote.git(&["show", &format!("{name}:answer.txt")]), "right\n");
-    assert_eq!(remote.agent_refs().len(), 1);
     // The API server has the same, under the name of our field manager, and with the spec's generation noted.
     let stored = runtime.block_on(cluster.agent(object["metadata"]["name"].as_str().unwrap())).unwrap();
     assert_eq!(stored["status"], *status);
@@ -34,12 +24,7 @@ fn a_job_goes_from_a_refused_round_to_a_verified_push() {
     let conditions = stored["status"]["conditions"].as_array().unwrap();
     assert!(conditions.iter().all(|condition| condition["observedGeneration"] == stored["metadata"]["generation"]), "{conditions:#?}");
     assert!(stored["metadata"]["managedFields"].as_array().unwrap().iter().all(|entry| entry["manager"] == "mosaic"), "{stored:#}");
-    // The same task again is the same agent; after a kill it is still known.
-    assert_eq!(mosaic.spawn(&task(&remote, "answer", script)), uid);
-    let (code, _) = mosaic.call("POST", &format!("/agents/{uid}/kill"), Some(&json!({})));
-    assert_eq!(code, 200);
-    assert_eq!(mosaic.object(&uid)["status"]["phase"], "Completed");
-    mosaic.assert_nothing_left();
+    jobs::is_known_after_its_end(&mosaic, &remote, &object);
 }
 
 #[test]

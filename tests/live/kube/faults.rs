@@ -3,7 +3,8 @@
 use super::cluster::{Control, cluster, cluster_now};
 use super::lease::behind_a_proxy;
 use crate::contracts::store::{agent, event, version};
-use crate::harness::{Mosaic, Remote, condition, eventually, gates, sandbox_pids, task};
+use crate::harness::{Mosaic, Remote, eventually, gates, sandbox_pids, task};
+use crate::jobs;
 use crate::valkey::proxy::Mode;
 use futures::StreamExt;
 use mosaic::store::kube::{KubeOptions, KubeStore};
@@ -97,15 +98,7 @@ fn jobs_are_done_once_while_the_api_server_is_killed_again_and_again() {
         }
         println!("{part} killed and started: served again after {:?}", started.elapsed());
     }
-    for (n, uid) in uids.iter().enumerate() {
-        let object = mosaic.wait_completed(uid);
-        assert_eq!(condition(&object, "Pushed"), "True");
-        let name = object["status"]["push"]["ref"].as_str().unwrap();
-        assert_eq!(remote.git(&["show", &format!("{name}:note-{n}.txt")]), format!("{n}\n"));
-        assert_eq!(remote.git(&["rev-list", "--count", &format!("main..{name}")]).trim(), "1", "one commit each");
-    }
-    assert_eq!(remote.agent_refs().len(), uids.len());
-    mosaic.assert_nothing_left();
+    jobs::each_note_is_delivered_once(&mosaic, &remote, &uids);
 }
 
 #[test]

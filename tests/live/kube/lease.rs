@@ -2,63 +2,22 @@
 
 use super::cluster::{Cluster, cluster};
 use crate::contracts::lease::leads;
+use crate::leaders::{self, Leader, lead_and_say_so};
 use crate::valkey::proxy::{Mode, Proxy};
-use futures::FutureExt;
 use mosaic::api::names::Epoch;
-use mosaic::controller::leadership::Leadership;
 use mosaic::store::StoreError;
 use mosaic::store::kube::{KubeLease, KubeOptions, KubeStore};
 use mosaic::store::lease::{Acquired, Lease, LeaseError};
 use serde_json::json;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Set in a child process that shall lead.
 const CHILD: &str = "MOSAIC_TEST_KUBE_LEASE_CHILD";
-/// Within which a leader that is gone is replaced.
-const REPLACED_WITHIN: Duration = Duration::from_secs(6);
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/default/leases/mosaic";
 
 fn candidate(store: &KubeStore) -> Arc<dyn Lease> {
     Arc::new(KubeLease::new(store, &uuid::Uuid::new_v4().to_string(), None))
-}
-
-/// A candidate that asks and holds on in the background as long as this lives.
-struct Held {
-    leadership: Arc<Leadership>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl std::ops::Deref for Held {
-    type Target = Leadership;
-    fn deref(&self) -> &Leadership {
-        &self.leadership
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn hold(lease: Arc<dyn Lease>) -> Held {
-    let leadership = Arc::new(Leadership::new(lease, Epoch(0)));
-    let held = leadership.clone();
-    Held { leadership, task: tokio::spawn(async move { held.run(|| async {}.boxed()).await }) }
-}
-
-async fn until_it_leads(leadership: &Leadership) -> Epoch {
-    let started = Instant::now();
-    loop {
-        if let Some(epoch) = leadership.epoch() {
-            return epoch;
-        }
-        assert!(started.elapsed() < Duration::from_secs(30), "{}", leadership.describe());
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -68,98 +27,31 @@ async fn child_leads_and_says_so() {
         return;
     }
     let store = KubeStore::new(mosaic::store::kube::client().await.unwrap(), KubeOptions::default());
-    let leadership = hold(candidate(&store));
-    loop {
-        println!("\nepoch {}", leadership.epoch().map_or(0, |epoch| epoch.0));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    lead_and_say_so(candidate(&store)).await
 }
 
-/// A leader in a process of its own, and the epochs that it believes to have, as it says them.
-fn start_leader() -> (Child, std::io::Lines<BufReader<ChildStdout>>) {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["kube::lease::child_leads_and_says_so", "--exact", "--ignored", "--nocapture"]).env(CHILD, "1");
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    (child, lines)
-}
-
-fn next_epoch(lines: &mut std::io::Lines<BufReader<ChildStdout>>) -> u64 {
-    loop {
-        let line = lines.next().expect("the child goes on").unwrap();
-        if let Some(epoch) = line.strip_prefix("epoch ") {
-            return epoch.parse().unwrap();
-        }
-    }
+fn start_leader() -> Leader {
+    Leader::start("kube::lease::child_leads_and_says_so", CHILD, "1")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_is_replaced_within_six_seconds() {
     let Some(cluster) = cluster("kube::lease::a_killed_leader_is_replaced_within_six_seconds").await else { return };
     let store = cluster.store();
-    let mut longest = Duration::ZERO;
-    for round in 1..=5 {
-        let (mut child, mut lines) = start_leader();
-        while next_epoch(&mut lines) == 0 {}
-        let next = hold(candidate(&store));
-        tokio::time::sleep(Duration::from_millis(310 * round)).await;
-        assert_eq!(next.epoch(), None, "one leads");
-        child.kill().unwrap();
-        let killed = Instant::now();
-        until_it_leads(&next).await;
-        longest = longest.max(killed.elapsed());
-        child.wait().unwrap();
-        next.task.abort();
-        next.resign().await;
-    }
-    println!("a killed leader was replaced after {longest:?} at the longest");
-    assert!(longest < REPLACED_WITHIN, "{longest:?}");
+    leaders::killed_leader_is_replaced(5, start_leader, || candidate(&store)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_leader_finds_itself_replaced() {
     let Some(cluster) = cluster("kube::lease::a_stopped_leader_finds_itself_replaced").await else { return };
-    let (mut child, mut lines) = start_leader();
-    let first = loop {
-        match next_epoch(&mut lines) {
-            0 => {}
-            epoch => break epoch,
-        }
-    };
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-    let store = cluster.store();
-    let next = hold(candidate(&store));
-    let second = until_it_leads(&next).await;
-    assert!(second.0 > first);
-    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
-    let began = Instant::now();
-    // What it said before it was stopped may still come through the pipe.
-    while next_epoch(&mut lines) != 0 {
-        assert!(began.elapsed() < Duration::from_secs(20));
-    }
-    for _ in 0..50 {
-        assert_eq!(next_epoch(&mut lines), 0, "it believes no more that it leads");
-    }
-    assert_eq!(next.epoch(), Some(second));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    leaders::stopped_leader_finds_itself_replaced(start_leader(), candidate(&cluster.store())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clean_end_hands_over_at_once() {
     let Some(cluster) = cluster("kube::lease::a_clean_end_hands_over_at_once").await else { return };
     let store = cluster.store();
-    let first = Leadership::new(candidate(&store), Epoch(0));
-    assert!(matches!(first.ask().await.unwrap(), Acquired::Leads(_)));
-    let next = hold(candidate(&store));
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    assert_eq!(next.epoch(), None);
-    let ended = Instant::now();
-    first.resign().await;
-    assert_eq!(first.epoch(), None);
-    until_it_leads(&next).await;
-    assert!(ended.elapsed() < Duration::from_secs(2), "{:?}", ended.elapsed());
+    leaders::clean_end_hands_over(candidate(&store), candidate(&store)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,21 +59,9 @@ async fn a_leader_cut_off_from_the_api_server_stops_before_another_begins() {
     let test = "kube::lease::a_leader_cut_off_from_the_api_server_stops_before_another_begins";
     let Some(cluster) = cluster(test).await else { return };
     let (proxy, client) = behind_a_proxy().await;
-    let first = hold(candidate(&KubeStore::new(client, KubeOptions::default())));
-    let epoch = until_it_leads(&first).await;
-    let next = hold(candidate(&cluster.store()));
-    proxy.set(Mode::Swallow);
-    let started = Instant::now();
-    while next.epoch().is_none() {
-        assert!(started.elapsed() < Duration::from_secs(20));
-        assert!(first.epoch().is_none_or(|held| held == epoch));
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    assert_eq!(first.epoch(), None, "two never lead at once");
-    proxy.set(Mode::Pass);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(first.epoch(), None);
-    assert!(next.epoch() > Some(epoch));
+    let first = candidate(&KubeStore::new(client, KubeOptions::default()));
+    let next = candidate(&cluster.store());
+    leaders::cut_off_leader_stops(first, next, || proxy.set(Mode::Swallow), || proxy.set(Mode::Pass)).await;
 }
 
 /// A client that reaches the cluster through a proxy.

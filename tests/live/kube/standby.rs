@@ -1,25 +1,7 @@
 //! Several controllers on one cluster, each with a state folder of its own.
 
 use super::cluster::cluster_now;
-use crate::harness::{Mosaic, Remote, gates, sandbox_pids, task};
-use serde_json::json;
-use std::time::{Duration, Instant};
-
-const LEADS: &str = "this controller leads";
-
-fn says(mosaic: &Mosaic, words: &str) -> bool {
-    let (code, text) = mosaic.call("GET", "/readyz?verbose", None);
-    code == 200 && text.as_str().is_some_and(|text| text.contains(words))
-}
-
-fn wait_until(what: &str, longest: Duration, mut done: impl FnMut() -> bool) -> Duration {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < longest, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    started.elapsed()
-}
+use crate::controllers;
 
 #[test]
 fn one_leads_and_the_other_stands_by_serves_and_takes_over() {
@@ -27,49 +9,7 @@ fn one_leads_and_the_other_stands_by_serves_and_takes_over() {
     let Some((_cluster, _runtime)) = cluster_now(test) else { return };
     let shared = tempfile::tempdir().unwrap();
     let flags = ["--store", "kube", "--local-repos", shared.path().to_str().unwrap()];
-    let (mut first, mut second) = (Mosaic::start(&flags), Mosaic::start(&flags));
-    assert!(says(&first, LEADS) && !says(&second, LEADS), "one leads");
-    let remote = Remote::new(shared.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
-
-    // Declared to the one that stands by, done by the one that leads, and read at either.
-    let early = second.spawn(&task(&remote, "early", "echo early > early.txt"));
-    first.wait_completed(&early);
-    assert_eq!(second.object(&early)["status"], first.object(&early)["status"]);
-
-    let doomed = first.spawn(&task(&remote, "doomed", "sleep 600"));
-    let held = first.spawn(&task(&remote, "held", "sleep 45; echo held > held.txt"));
-    for uid in [&held, &doomed] {
-        first.wait(uid, "the run", |object| object["status"]["phase"] == "Running");
-    }
-    first.sigkill();
-    let replaced = wait_until("the other one takes over", Duration::from_secs(10), || says(&second, LEADS));
-    println!("a killed leader was replaced after {replaced:?}");
-    assert!(replaced < Duration::from_secs(6), "{replaced:?}");
-    let later = second.spawn(&task(&remote, "later", "echo later > later.txt"));
-    second.wait_completed(&later);
-    // What runs elsewhere cannot be looked at: it is neither begun again nor taken for dead.
-    let object = second.wait(&held, "the unknown", |object| object["status"]["reason"] == "CannotObserve");
-    assert_eq!((&object["status"]["phase"], &object["status"]["attempt"]), (&json!("Running"), &json!(1)));
-    assert!(sandbox_pids(&second.state()).is_empty(), "nothing of it was started here");
-    assert_eq!(sandbox_pids(&first.state()).len(), 2, "and it lives on there");
-
-    first.up();
-    assert!(!says(&first, LEADS), "who comes back stands by");
-    // A kill reaches what the one that stands by holds: nobody else can.
-    let (code, ending) = second.call("POST", &format!("/agents/{doomed}/kill"), Some(&json!({})));
-    assert_eq!((code, &ending["verified"]), (200, &json!(true)), "{ending}");
-    assert_eq!(sandbox_pids(&first.state()).len(), 1, "the other one lives on");
-    assert!(says(&second, LEADS) && !says(&first, LEADS));
-    let ended = Instant::now();
-    second.sigterm();
-    wait_until("a clean end hands over", Duration::from_secs(10), || says(&first, LEADS));
-    println!("a clean end handed over after {:?}, the end itself included", ended.elapsed());
-    let object = first.wait_completed(&held);
-    assert_eq!(object["status"]["attempt"], 1, "it was run once");
-    assert_eq!(remote.agent_refs().len(), 3, "one ref each");
-    first.assert_nothing_left();
-    second.up();
-    second.assert_nothing_left();
+    controllers::one_leads_and_the_other_takes_over(&flags, shared.path());
 }
 
 #[test]
@@ -77,44 +17,10 @@ fn a_stopped_leader_doubles_nothing_when_it_goes_on() {
     let Some((cluster, runtime)) = cluster_now("kube::standby::a_stopped_leader_doubles_nothing_when_it_goes_on") else { return };
     let shared = tempfile::tempdir().unwrap();
     let flags = ["--store", "kube", "--local-repos", shared.path().to_str().unwrap()];
-    let controllers = [Mosaic::start(&flags), Mosaic::start(&flags), Mosaic::start(&flags)];
-    let remote = Remote::new(shared.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
-    let jobs = |from: usize| -> Vec<String> {
-        (from..from + 4).map(|n| controllers[1].spawn(&task(&remote, &format!("job-{n}"), &format!("echo {n} > note-{n}.txt")))).collect()
-    };
-    let mut uids = jobs(0);
-    std::thread::sleep(Duration::from_millis(700));
-    let pid = rustix::process::Pid::from_raw(i32::try_from(controllers[0].pid()).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-    let stopped = Instant::now();
-    wait_until("another leads", Duration::from_secs(10), || controllers[1..].iter().any(|controller| says(controller, LEADS)));
-    uids.extend(jobs(4));
-    for uid in &uids[4..] {
-        controllers[1].wait_completed(uid);
-    }
-    let seconds = std::env::var("MOSAIC_TEST_STOP_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
-    std::thread::sleep(Duration::from_secs(seconds).saturating_sub(stopped.elapsed()));
-    // What has ended does not change any more, whoever goes on.
     let versions = || -> Vec<_> {
         let list = runtime.block_on(cluster.ask("GET", "/apis/mosaicstack.dev/v1alpha1/agents", None)).unwrap();
         let ended = list["items"].as_array().unwrap().iter().filter(|item| item["status"]["phase"] == "Completed").cloned();
         ended.map(|item| (item["metadata"]["uid"].clone(), item["metadata"]["resourceVersion"].clone())).collect()
     };
-    let before = versions();
-    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
-    wait_until("it finds itself replaced", Duration::from_secs(10), || says(&controllers[0], "stands by"));
-    let after = versions();
-    assert!(before.iter().all(|version| after.contains(version)), "{before:?} {after:?}");
-    // What it had begun before goes on once it leads again.
-    let [first, mut second, mut third] = controllers;
-    second.sigterm();
-    third.sigterm();
-    for uid in &uids {
-        let object = first.wait_completed(uid);
-        let name = object["status"]["push"]["ref"].as_str().unwrap();
-        assert_eq!(remote.git(&["rev-list", "--count", &format!("main..{name}")]).trim(), "1", "one commit each");
-        assert_eq!(object["status"]["push"]["sha"].as_str(), remote.refs().get(name).map(String::as_str));
-    }
-    assert_eq!(remote.agent_refs().len(), uids.len(), "one ref each");
-    first.assert_nothing_left();
+    controllers::stopped_leader_doubles_nothing(&flags, shared.path(), versions);
 }

@@ -1,7 +1,8 @@
 //! A whole job on Valkey and the process driver, seen from the outside, also while the server comes and goes.
 
 use super::server::{DURABLE, Server};
-use crate::harness::{Mosaic, Remote, condition, gates, task};
+use crate::harness::{Mosaic, Remote, gates, task};
+use crate::jobs;
 use serde_json::json;
 use std::time::Duration;
 
@@ -16,27 +17,11 @@ fn start(test: &str) -> Option<(Server, Mosaic)> {
 fn a_job_goes_from_a_refused_round_to_a_verified_push() {
     let Some((server, mosaic)) = start("valkey::e2e::a_job_goes_from_a_refused_round_to_a_verified_push") else { return };
     assert!(!mosaic.state().join("mosaic.redb").exists(), "no file keeps records beside the server");
-    let gate_file = gates("grep -q right answer.txt || { echo the answer must be right; exit 3; }", "true");
-    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
-    let script = "if grep -q 'the answer must be right' /mosaic/task.json; then echo right > answer.txt; else echo wrong > answer.txt; fi";
-    let uid = mosaic.spawn(&task(&remote, "answer", script));
-    let object = mosaic.wait_completed(&uid);
-    let status = &object["status"];
-    assert_eq!(status["attempt"], 2, "{object:#}");
-    assert_eq!(status["counts"], json!({"agentFailures": 0, "rejections": 1, "infrastructure": 0}));
-    let name = status["push"]["ref"].as_str().unwrap();
-    assert_eq!(remote.refs().get(name).map(String::as_str), status["push"]["sha"].as_str());
-    assert_eq!(remote.git(&["show", &format!("{name}:answer.txt")]), "right\n");
-    assert_eq!(remote.agent_refs().len(), 1);
-    // The same task again is the same agent; after a kill it is still known.
-    assert_eq!(mosaic.spawn(&task(&remote, "answer", script)), uid);
-    let (code, _) = mosaic.call("POST", &format!("/agents/{uid}/kill"), Some(&json!({})));
-    assert_eq!(code, 200);
-    assert_eq!(mosaic.object(&uid)["status"]["phase"], "Completed");
+    let (remote, object) = jobs::refused_then_delivered(&mosaic);
+    jobs::is_known_after_its_end(&mosaic, &remote, &object);
     let entries = server.ask(&["XRANGE", "{mosaic:default}:events", "-", "+"]);
     let told: Vec<String> = entries.list().iter().map(|entry| entry.list()[1].pairs()["event"].clone()).collect();
     assert_eq!(told, ["spawned", "running", "completed", "cleaned up"]);
-    mosaic.assert_nothing_left();
 }
 
 #[test]
@@ -73,13 +58,5 @@ fn jobs_are_done_once_while_the_server_is_killed_again_and_again() {
         assert!(started.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(50));
     }
-    for (n, uid) in uids.iter().enumerate() {
-        let object = mosaic.wait_completed(uid);
-        assert_eq!(condition(&object, "Pushed"), "True");
-        let name = object["status"]["push"]["ref"].as_str().unwrap();
-        assert_eq!(remote.git(&["show", &format!("{name}:note-{n}.txt")]), format!("{n}\n"));
-        assert_eq!(remote.git(&["rev-list", "--count", &format!("main..{name}")]).trim(), "1", "one commit each");
-    }
-    assert_eq!(remote.agent_refs().len(), uids.len());
-    mosaic.assert_nothing_left();
+    jobs::each_note_is_delivered_once(&mosaic, &remote, &uids);
 }
