@@ -95,6 +95,17 @@ async fn a_wrong_token_is_explained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn health_is_an_exit_code_for_health_checks() {
+    let front = Front::start().await;
+    let ran = front.run(&["health"]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.out.starts_with("healthy, up for "), "{}", ran.out);
+    let mut nobody = command(&["health", "--server", "http://127.0.0.1:1"]);
+    nobody.env("MOSAIC_TOKEN", "x".repeat(64));
+    assert_eq!(finish(nobody, None).await.code, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_client_finds_server_and_token_in_the_state_folder() {
     let front = Front::start().await;
     let state = tempfile::tempdir().unwrap();
