@@ -5,6 +5,7 @@
 //! them and serves their links again. A run stays with the driver that made it, whatever the configuration says now. All of it blocks: the
 //! callers use tokio's blocking pool, the link has its own thread.
 
+mod blank;
 mod ensure;
 mod fences;
 mod observe;
@@ -23,6 +24,7 @@ use crate::sandbox::folder::{ContainerSpec, RunFolder, Session, StoredSpec, log_
 use crate::sandbox::limits::Means;
 use crate::sandbox::link::{LinkServer, Origin};
 use crate::sandbox::{RunSpec, SandboxError};
+use blank::Blanks;
 use fences::Fences;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
@@ -97,6 +99,7 @@ pub(crate) struct Runs {
     pub(crate) config: Arc<SandboxConfig>,
     pub(crate) link: LinkServer,
     makers: Vec<Arc<dyn Maker>>,
+    blanks: Arc<Blanks>,
     known: Mutex<BTreeMap<RunId, Arc<Run>>>,
     /// A lock of its own: it is held while the disk works, and nobody who stops or looks may wait for that.
     fences: Mutex<Fences>,
@@ -201,7 +204,8 @@ impl Runs {
     pub(crate) fn open(config: Arc<SandboxConfig>, makers: Vec<Arc<dyn Maker>>) -> io::Result<Self> {
         let fences = Fences::read(&config.state)?;
         let link = LinkServer::start(config.latch.clone())?;
-        let runs = Self { config, link, makers, known: Mutex::default(), fences: Mutex::new(fences) };
+        let blanks = Blanks::open(&config.state, config.ids)?;
+        let runs = Self { config, link, makers, blanks, known: Mutex::default(), fences: Mutex::new(fences) };
         for entry in fs::read_dir(runs.state().join("runs"))? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
@@ -210,6 +214,7 @@ impl Runs {
         }
         runs.link.raise_epoch(runs.fences().epoch());
         runs.sweep();
+        runs.blanks.fill();
         Ok(runs)
     }
 
