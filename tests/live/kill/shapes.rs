@@ -218,7 +218,13 @@ impl Case<'_> {
         let frozen = match self.driver {
             Driver::Docker => {
                 let docker = bollard::Docker::connect_with_defaults().unwrap();
-                docker.pause_container(&container_name(&self.host.installation, &spec.run)).await.unwrap();
+                let name = container_name(&self.host.installation, &spec.run);
+                // An engine on a busy machine may not be able to freeze it at once.
+                let started = std::time::Instant::now();
+                while let Err(error) = docker.pause_container(&name).await {
+                    assert!(started.elapsed() < Duration::from_secs(30), "{error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
                 None
             }
             _ => Some(Frozen::new(self.init(&spec).pid_namespace)),
