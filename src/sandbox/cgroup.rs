@@ -12,6 +12,7 @@ use crate::api::validate::Limits;
 use crate::cleanups::{Cleanups, Stray};
 use crate::inside::{limits, system};
 use crate::sandbox::folder::{hash, short};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
@@ -31,6 +32,8 @@ const CPU_SHARES: u64 = 256;
 const CPU_WEIGHT: u64 = 25;
 /// Where this program goes when its group has to have none.
 const OWN_GROUP: &str = "mosaic-controller";
+/// Length of the id that an engine gives a container.
+const CONTAINER_ID_CHARS: usize = 64;
 /// Pause between two tries to remove a group whose last process is just going.
 const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
@@ -245,6 +248,31 @@ pub fn remove(groups: &[PathBuf], patience: Duration) -> io::Result<()> {
     }
 }
 
+/// Sends SIGKILL to what is in control groups of a container, by the engine's whole id of it.
+/// # Errors
+/// Could not look, or may not.
+pub fn end_members_of_container(id: &str) -> io::Result<()> {
+    let is_member = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(id));
+    if id.len() != CONTAINER_ID_CHARS {
+        return Ok(());
+    }
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if !is_member(pid) {
+            continue;
+        }
+        let Some(handle) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { continue };
+        // The handle is fixed to one process now; if it is still a member, that is the one.
+        if is_member(pid) {
+            match pidfd_send_signal(&handle, Signal::KILL) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Where this program is, by the kernel's word.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Places {
@@ -331,6 +359,26 @@ mod tests {
         32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
         36 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
         40 31 0:40 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn members_of_a_container_are_ended_and_nobody_else() {
+        let id = hash(b"a container of this test");
+        let folder = Path::new("/sys/fs/cgroup/pids").join(&id);
+        if fs::create_dir(&folder).is_err() {
+            eprintln!("no control groups of version 1 can be made here: not looked at");
+            return;
+        }
+        let sleep = || std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (mut member, mut other) = (sleep(), sleep());
+        fs::write(folder.join("cgroup.procs"), member.id().to_string()).unwrap();
+        end_members_of_container(&id[..12]).unwrap();
+        assert!(member.try_wait().unwrap().is_none(), "a part of an id is no id");
+        end_members_of_container(&id).unwrap();
+        assert!(!member.wait().unwrap().success() && other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
+        remove(&[folder], Duration::from_secs(5)).unwrap();
+    }
 
     #[test]
     fn version_one_places_are_beneath_the_own_group_of_each_controller() {

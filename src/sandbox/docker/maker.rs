@@ -5,6 +5,7 @@ use super::{Docker, body, engine_failed, facts, labels};
 use crate::api::agent::Driver;
 use crate::cleanups::Stray;
 use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_WAIT, LaunchSpec, WaitReport};
+use crate::sandbox::cgroup;
 use crate::sandbox::folder::{ContainerSpec, MadeContainer, RunFolder, StoredSpec, short};
 use crate::sandbox::kill::{self, Life};
 use crate::sandbox::limits::{Bound, Means};
@@ -151,7 +152,12 @@ impl Maker for Docker {
     fn clear(&self, run: &Run) -> io::Result<()> {
         let failed = |e: SandboxError| io::Error::other(crate::causes::one_line(&e));
         let (engine, name) = (self.engine().map_err(failed)?.clone(), self.name_of(run)?);
-        self.bridge.wait(async move { engine.remove(&name).await }).map_err(engine_failed(&run.id, "remove")).map_err(failed)
+        self.bridge.wait(async move { engine.remove(&name).await }).map_err(engine_failed(&run.id, "remove")).map_err(failed)?;
+        // An engine that died while it started the container has forgotten the process that waits to become its init.
+        match run.folder.read::<MadeContainer>(FILE_CONTAINER)? {
+            Some(made) if run.identity()?.is_none() => cgroup::end_members_of_container(&made.id),
+            _ => Ok(()),
+        }
     }
 
     fn sweep(&self, known: &dyn Fn() -> BTreeSet<String>) -> io::Result<()> {
