@@ -4,7 +4,7 @@
 use super::{KILL_MAX, mosaic_cli, text, with_agents};
 use crate::e2e::harness::{Mosaic, eventually, task};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn folders(mosaic: &Mosaic) -> Vec<PathBuf> {
     let entries = fs::read_dir(mosaic.state().join("runs")).unwrap().map(|entry| entry.unwrap().path());
@@ -20,11 +20,11 @@ fn is_zombie(pid: rustix::process::Pid) -> bool {
     fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).is_ok_and(|stat| stat.contains(") Z "))
 }
 
-fn damaged_and_killed(args: &[&str], damage: impl Fn(&PathBuf)) {
+fn damaged_and_killed(args: &[&str], damage: impl Fn(&Path)) {
     let (mut mosaic, _remote, _) = with_agents(&[], 2);
     let pids = crate::e2e::harness::sandbox_pids(&mosaic.state());
     mosaic.sigkill();
-    folders(&mosaic).iter().for_each(damage);
+    folders(&mosaic).iter().for_each(|folder| damage(folder));
     assert_eq!(living(&pids), 2);
     let names = names(&mosaic);
     let args: Vec<&str> = args
@@ -54,11 +54,11 @@ fn names(mosaic: &Mosaic) -> Vec<String> {
     found
 }
 
-fn unreadable(folder: &PathBuf) {
+fn unreadable(folder: &Path) {
     fs::write(folder.join("spec.json"), "{\"a\"").unwrap();
 }
 
-fn gone(folder: &PathBuf) {
+fn gone(folder: &Path) {
     fs::remove_dir_all(folder).unwrap();
 }
 
