@@ -13,7 +13,7 @@
 //! creates and starts at once take 1.5 s (means of six rounds, two cores, engine 20.10): half of a start is waiting, so twice the cores is enough.
 
 mod body;
-mod bridge;
+
 pub mod engine;
 pub mod facts;
 mod graft;
@@ -32,7 +32,7 @@ use crate::sandbox::runs::{Run, failed};
 use crate::sandbox::{Refusal, SandboxError};
 use crate::tools::{self, ToolRoot};
 use bollard::models::ContainerCreateBody;
-use bridge::Bridge;
+use crate::sandbox::bridge::Bridge;
 use engine::{ContainerState, Engine, EngineError, container_name};
 use facts::Facts;
 use host::HostPaths;

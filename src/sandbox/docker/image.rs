@@ -3,7 +3,7 @@
 //! Pulled is what is not there, and nothing else: an image that is there is used as it is. The engine's own configuration knows the
 //! registries; no credential is here.
 
-use super::bridge::Bridge;
+use crate::sandbox::bridge::Bridge;
 use super::engine::{Engine, EngineError};
 use crate::sandbox::{Refusal, SandboxError};
 

@@ -132,7 +132,7 @@ impl Runs {
             launch,
         };
         self.serve(&stored, &run.folder, Some(lock.try_clone()?))?;
-        run.folder.write(FILE_SPEC, &stored)?;
+        if stored.launch.pod { run.folder.write_durably(FILE_SPEC, &stored)? } else { run.folder.write(FILE_SPEC, &stored)? }
         Ok((stored, lock))
     }
 
@@ -155,6 +155,7 @@ impl Runs {
             gid: self.config.ids.gid,
             unprivileged: false,
             contained: false,
+            pod: false,
             lease_millis: millis(self.config.lease),
             tmp_bytes_max: limits::tmp_bytes_max(&spec.limits),
             allow_missing: self.config.allow_missing.clone(),
@@ -173,10 +174,13 @@ impl Runs {
 
     /// Waits until the command executes, or everything of the run is gone (then `observe` tells how it ended).
     fn wait_started(&self, maker: &dyn Maker, run: &Run) -> Result<(), SandboxError> {
-        let until = Instant::now() + self.config.start_timeout;
-        let mut asked_at = Instant::now();
+        let since = Instant::now();
+        let patience = self.config.start_timeout + maker.start_patience();
+        let until = since + patience;
+        let mut asked_at = since;
         loop {
             if self.link.wait_started(&run.id, LOOK_PAUSE * 4) {
+                run.say(None);
                 return Ok(());
             }
             let held = run.folder.is_held().map_err(failed(&run.id, "look at"))?;
@@ -192,8 +196,17 @@ impl Runs {
                 self.link.tell(&run.id.uid);
                 return Ok(());
             }
+            let coming = maker.coming(run, since);
+            run.say(coming.doing);
+            if let Some(refused) = coming.refused {
+                // Before it is taken away: a change of the cluster's mind comes too late.
+                if self.link.bury(&run.id, &run.folder, &crate::causes::one_line(&refused)).map_err(failed(&run.id, "give up"))? {
+                    maker.strike(run);
+                    return Err(refused);
+                }
+            }
             if Instant::now() >= until {
-                let text = format!("it did not start within {} s", self.config.start_timeout.as_secs());
+                let text = format!("it did not start within {} s", patience.as_secs());
                 return Err(failed(&run.id, "start")(io::Error::new(io::ErrorKind::TimedOut, text)));
             }
             std::thread::sleep(LOOK_PAUSE);

@@ -29,8 +29,17 @@ pub struct Right {
     pub names: &'static [&'static str],
     /// What is done.
     pub verbs: &'static [&'static str],
+    /// Only needed where agents run in pods.
+    pub for_pods: bool,
     /// Why.
     pub why: &'static str,
+}
+
+impl Right {
+    const fn for_pods(mut self) -> Self {
+        self.for_pods = true;
+        self
+    }
 }
 
 /// Questions that are asked at once.
@@ -44,7 +53,7 @@ const fn right(
     verbs: &'static [&'static str],
     why: &'static str,
 ) -> Right {
-    Right { scope, group, resource, names, verbs, why }
+    Right { scope, group, resource, names, verbs, for_pods: false, why }
 }
 
 /// Every right that is needed, and none beyond.
@@ -98,6 +107,34 @@ pub fn rights() -> &'static [Right] {
             &["get", "list", "create", "patch", "delete"],
             "the history of agents that are gone, one object each, and the installation's id",
         ),
+        right(
+            Cluster,
+            "",
+            "pods",
+            &[],
+            &["get", "list", "watch", "create", "patch", "delete"],
+            "an agent runs in a pod of its namespace, which is followed to its end; patch takes our finalizer off once that was seen",
+        )
+        .for_pods(),
+        right(
+            Cluster,
+            "",
+            "secrets",
+            &[],
+            &["create", "delete"],
+            "the token of a pod; it is written once and never read, and goes with the pod",
+        )
+        .for_pods(),
+        right(
+            Cluster,
+            "networking.k8s.io",
+            "networkpolicies",
+            &[],
+            &["create", "delete"],
+            "a pod reaches this controller's link and nothing else",
+        )
+        .for_pods(),
+        right(Cluster, "", "nodes", &[], &["get"], "that a node has ended is the only other proof of a pod's death").for_pods(),
     ];
     RIGHTS
 }
@@ -137,9 +174,9 @@ fn rule(right: &Right) -> String {
     )
 }
 
-/// Asks the API server which of the rights it does not give us, in words.
-pub(super) async fn missing(api: &Api) -> StoreResult<Vec<String>> {
-    let questions = rights().iter().flat_map(|right| right.verbs.iter().map(move |verb| (right, *verb)));
+/// Asks the API server which of the rights it does not give us, in words: of those that the keeper needs, or pods.
+pub(super) async fn missing(api: &Api, for_pods: bool) -> StoreResult<Vec<String>> {
+    let questions = rights().iter().filter(|right| right.for_pods == for_pods).flat_map(|right| right.verbs.iter().map(move |verb| (right, *verb)));
     let asked = futures::stream::iter(questions).map(|(right, verb)| async move {
         let review = review(right, verb, &api.namespace);
         let answer: Value = api.call(Method::POST, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", Some(&review)).await?;
