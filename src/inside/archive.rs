@@ -204,7 +204,7 @@ impl Found<'_> {
                 }
                 entry(out, Kind::File, root, mode, self.path, length)?;
                 // One that shrinks meanwhile is filled up: it is sent again, for it has changed.
-                let copied = copy(&mut File::from(file).take(length), out)?;
+                let copied = copy(&mut File::from(file), out, length)?;
                 io::copy(&mut io::repeat(0).take(length - copied), out)?;
             }
         }
@@ -216,8 +216,11 @@ fn too_much(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, what)
 }
 
-fn copy(from: &mut dyn Read, out: &mut dyn Write) -> io::Result<u64> {
-    let mut bytes = vec![0; COPY_BYTES];
+/// Copies what is there, at most `length` bytes.
+fn copy(from: &mut dyn Read, out: &mut dyn Write, length: u64) -> io::Result<u64> {
+    let mut from = from.take(length);
+    // Most files are small, and need no large buffer.
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(COPY_BYTES).clamp(1, COPY_BYTES)];
     let mut copied = 0;
     loop {
         let length = match from.read(&mut bytes) {
@@ -322,9 +325,10 @@ pub fn lay_out(from: &mut dyn Read, roots: &[(Root, &OwnedFd)], bounds: Bounds) 
         from.read_exact(&mut path)?;
         check_path(&path)?;
         let mut content = from.take(length);
-        laying.lay(kind, root, u32::try_from(mode).expect("two bytes") & 0o777, &path, &mut content)?;
+        laying.lay(kind, root, u32::try_from(mode).expect("two bytes") & 0o777, &path, &mut content, length)?;
         // What was not wanted is read all the same.
-        copy(&mut content, &mut io::sink())?;
+        let left = content.limit();
+        copy(&mut content, &mut io::sink(), left)?;
         if content.limit() > 0 {
             return Err(no_archive("it ends within an entry"));
         }
@@ -348,7 +352,7 @@ struct Laying<'a> {
 }
 
 impl Laying<'_> {
-    fn lay(&mut self, kind: Kind, root: Root, mode: u32, path: &[u8], content: &mut dyn Read) -> io::Result<()> {
+    fn lay(&mut self, kind: Kind, root: Root, mode: u32, path: &[u8], content: &mut dyn Read, length: u64) -> io::Result<()> {
         let Some((_, top)) = self.roots.iter().find(|(known, _)| *known == root) else { return Ok(()) };
         let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(at) => (&path[..at], &path[at + 1..]),
@@ -372,7 +376,7 @@ impl Laying<'_> {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(folder, &name, flags, Mode::RUSR | Mode::WUSR)?;
                 rustix::fs::fchmod(&file, Mode::from_raw_mode(mode | 0o600))?;
-                copy(content, &mut File::from(file)).map(drop)
+                copy(content, &mut File::from(file), length).map(drop)
             }
             Kind::Link => {
                 let mut target = Vec::new();

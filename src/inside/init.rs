@@ -12,8 +12,8 @@ use crate::inside::output::Ring;
 use crate::inside::selftest::Confinement;
 use crate::inside::system;
 use crate::inside::wire::{
-    ENV_PREFIX, ExitCause, ExitReport, GrantAnswer, GrantRequest, HOME, LaunchSpec, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, USER, WORKSPACE,
-    Word, hold_millis,
+    ENV_PREFIX, ExitCause, ExitReport, GrantAnswer, GrantRequest, HOME, LaunchSpec, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest,
+    USER, WORKSPACE, Word, hold_millis,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};

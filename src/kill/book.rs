@@ -87,7 +87,9 @@ impl Book {
 pub(super) fn judge_stray((container, saw, _): (Container, Saw, Instant)) -> (Verdict, String) {
     let name = container.name;
     match saw {
-        Saw::None | Saw::Dead | Saw::Terminated | Saw::SaidGone(_) => (Verdict::DeadVerified, format!("container {name} had no folder; the engine says that it is dead")),
+        Saw::None | Saw::Dead | Saw::Terminated | Saw::SaidGone(_) => {
+            (Verdict::DeadVerified, format!("container {name} had no folder; the engine says that it is dead"))
+        }
         Saw::Runs => (Verdict::Failed, format!("container {name} still runs")),
         Saw::Coming => (Verdict::RevokedUnverified, format!("container {name} may still come")),
         Saw::Unknown(why) => (Verdict::RevokedUnverified, format!("container {name}: {why}")),

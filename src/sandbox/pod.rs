@@ -30,7 +30,7 @@ use crate::sandbox::{Refusal, SandboxError};
 use cluster::Cluster;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -108,6 +108,8 @@ struct Shared {
 struct State {
     /// Pods of this installation, by namespace and name, as the cluster last showed them.
     pods: BTreeMap<(String, String), Pod>,
+    /// Those of the listing that goes on.
+    listed: Option<BTreeSet<(String, String)>>,
     /// All of them were shown since the watch began.
     is_synced: bool,
     /// Runs that live, or may.

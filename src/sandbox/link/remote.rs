@@ -12,8 +12,8 @@ use crate::inside::dial::to_hex;
 use crate::inside::output::Ring;
 use crate::inside::wire::{
     Beginning, ExitCause, ExitNotice, FILE_EXIT, FILE_SESSION, FILE_SPEC, FILE_TASK, FOLDER_OUT, HEADER_NUMBER, HEADER_OFFSET, HEADER_RUN,
-    HEADER_SECRET, LINK_NAME, PATH_BEGIN, PATH_EXIT, PATH_FETCH, PATH_GRANT, PATH_OUTPUT, PATH_RENEW, PATH_TAKE, PATH_TREE, PIECE_BYTES_MAX,
-    Parcel, Take,
+    HEADER_SECRET, LINK_NAME, PATH_BEGIN, PATH_EXIT, PATH_FETCH, PATH_GRANT, PATH_OUTPUT, PATH_RENEW, PATH_TAKE, PATH_TREE,
+    PIECE_BYTES_MAX, Parcel, Take,
 };
 use crate::sandbox::folder::{RunFolder, Session, StoredSpec, short};
 use http_body_util::{BodyExt, Limited};

@@ -178,8 +178,7 @@ impl Plan<'_> {
 
     fn bringing(&self) -> Value {
         let target = format!("{INIT_FOLDER}/mosaic-init");
-        let mounts =
-            [json!({ "name": "init", "mountPath": INIT_FOLDER }), json!({ "name": "files", "mountPath": VOLUME_FOLDER })];
+        let mounts = [json!({ "name": "init", "mountPath": INIT_FOLDER }), json!({ "name": "files", "mountPath": VOLUME_FOLDER })];
         let command = [self.pod.init_path.as_str(), "place", &target, VOLUME_FOLDER];
         self.container(CONTAINER_INIT, &self.pod.init_image, &command, &mounts)
     }

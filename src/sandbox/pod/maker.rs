@@ -222,7 +222,9 @@ fn pack(run: &Run, spec: &StoredSpec) -> io::Result<()> {
     }
     let launch = &spec.launch;
     let mut roots = Vec::new();
-    for (root, folder) in [(Root::Workspace, Some(&launch.tree)), (Root::Home, launch.home.as_ref()), (Root::Base, launch.base_objects.as_ref())] {
+    for (root, folder) in
+        [(Root::Workspace, Some(&launch.tree)), (Root::Home, launch.home.as_ref()), (Root::Base, launch.base_objects.as_ref())]
+    {
         if let Some(folder) = folder {
             roots.push((root, archive::open_root(folder)?));
         }

@@ -6,12 +6,12 @@ use super::{Entry, Shared};
 use crate::sandbox::bridge::Bridge;
 use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::docker::labels;
-use futures::TryStreamExt;
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,10 +28,18 @@ pub(super) fn start(bridge: &Bridge, cluster: &Arc<Cluster>, shared: &Arc<Shared
         loop {
             let settings = watcher::Config::default().labels(&selector);
             let events = watcher::watcher(pods.clone(), settings).default_backoff();
-            let followed = events.try_for_each(|event| futures::future::ready(Ok(follow(&following, event)))).await;
-            if let Err(error) = followed {
-                tracing::debug!(error = crate::causes::one_line(&error), "the watch of pods broke off; begun again");
-            }
+            let follow = |event| {
+                match event {
+                    Ok(event) => follow(&following, event),
+                    // It goes on by itself.
+                    Err(error) => {
+                        let error: watcher::Error = error;
+                        tracing::debug!(error = crate::causes::one_line(&error), "the watch of pods broke off");
+                    }
+                }
+                futures::future::ready(())
+            };
+            events.for_each(follow).await;
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     });
@@ -49,13 +57,22 @@ pub(super) fn start(bridge: &Bridge, cluster: &Arc<Cluster>, shared: &Arc<Shared
 
 fn follow(shared: &Arc<Shared>, event: Event<Pod>) {
     match event {
-        Event::Init => {}
+        Event::Init => shared.state().listed = Some(BTreeSet::new()),
         Event::InitApply(pod) | Event::Apply(pod) => {
-            let key = key_of(&pod);
-            shared.state().pods.insert(key, pod.clone());
+            let mut state = shared.state();
+            if let Some(listed) = &mut state.listed {
+                listed.insert(key_of(&pod));
+            }
+            state.pods.insert(key_of(&pod), pod.clone());
+            drop(state);
             judge(shared, &pod);
         }
-        Event::InitDone => shared.state().is_synced = true,
+        Event::InitDone => {
+            let mut state = shared.state();
+            let listed = state.listed.take().unwrap_or_default();
+            state.pods.retain(|key, _| listed.contains(key));
+            state.is_synced = true;
+        }
         Event::Delete(pod) => {
             // The last state that it had is judged; that it is not there any more says nothing.
             judge(shared, &pod);

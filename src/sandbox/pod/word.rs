@@ -106,9 +106,8 @@ fn words_of(pod: &Pod) -> Option<String> {
         (!parts.is_empty()).then(|| parts.join(": "))
     };
     let own = parts(status.reason.as_ref(), status.message.as_ref());
-    own.or_else(|| disrupted.and_then(|condition| parts(condition.reason.as_ref(), condition.message.as_ref()))).or_else(|| {
-        pod.metadata.deletion_timestamp.as_ref().map(|_| "its pod was deleted".to_owned())
-    })
+    own.or_else(|| disrupted.and_then(|condition| parts(condition.reason.as_ref(), condition.message.as_ref())))
+        .or_else(|| pod.metadata.deletion_timestamp.as_ref().map(|_| "its pod was deleted".to_owned()))
 }
 
 #[cfg(test)]
@@ -126,7 +125,9 @@ mod tests {
 
     #[test]
     fn only_a_terminated_container_a_final_phase_or_no_node_is_an_end() {
-        let ended = word(json!({ "phase": "Running", "containerStatuses": container(json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled" } })) }));
+        let ended = word(
+            json!({ "phase": "Running", "containerStatuses": container(json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled" } })) }),
+        );
         assert_eq!(ended, Word::Ended(End { code: Some(137), oom_killed: true, words: None }));
         let evicted = word(json!({ "phase": "Failed", "reason": "Evicted", "message": "The node was low on memory." }));
         assert_eq!(evicted, Word::Ended(End { words: Some("Evicted: The node was low on memory.".to_owned()), ..End::default() }));
@@ -145,7 +146,8 @@ mod tests {
             Word::Coming { hopeless, .. } => hopeless,
             other => panic!("{other:?}"),
         };
-        let condition = json!([{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available" }]);
+        let condition =
+            json!([{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available" }]);
         let (why, words) = hopeless(json!({ "phase": "Pending", "conditions": condition })).unwrap();
         assert_eq!((why, words.as_str()), (Refusal::Unschedulable, "0/1 nodes are available"));
         for (reason, message, wanted) in [
@@ -160,6 +162,9 @@ mod tests {
             assert_eq!(why, wanted);
             assert!(words.contains(message), "{words}");
         }
-        assert_eq!(hopeless(json!({ "phase": "Pending", "containerStatuses": container(json!({ "waiting": { "reason": "PodInitializing" } })) })), None);
+        assert_eq!(
+            hopeless(json!({ "phase": "Pending", "containerStatuses": container(json!({ "waiting": { "reason": "PodInitializing" } })) })),
+            None
+        );
     }
 }

@@ -132,7 +132,11 @@ impl Runs {
             launch,
         };
         self.serve(&stored, &run.folder, Some(lock.try_clone()?))?;
-        if stored.launch.pod { run.folder.write_durably(FILE_SPEC, &stored)? } else { run.folder.write(FILE_SPEC, &stored)? }
+        if stored.launch.pod {
+            run.folder.write_durably(FILE_SPEC, &stored)?
+        } else {
+            run.folder.write(FILE_SPEC, &stored)?
+        }
         Ok((stored, lock))
     }
 

@@ -176,7 +176,8 @@ fn rule(right: &Right) -> String {
 
 /// Asks the API server which of the rights it does not give us, in words: of those that the keeper needs, or pods.
 pub(super) async fn missing(api: &Api, for_pods: bool) -> StoreResult<Vec<String>> {
-    let questions = rights().iter().filter(|right| right.for_pods == for_pods).flat_map(|right| right.verbs.iter().map(move |verb| (right, *verb)));
+    let questions =
+        rights().iter().filter(|right| right.for_pods == for_pods).flat_map(|right| right.verbs.iter().map(move |verb| (right, *verb)));
     let asked = futures::stream::iter(questions).map(|(right, verb)| async move {
         let review = review(right, verb, &api.namespace);
         let answer: Value = api.call(Method::POST, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", Some(&review)).await?;
