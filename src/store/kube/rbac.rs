@@ -1,6 +1,6 @@
 //! The rights that the keeper needs, each with its reason: printed by `mosaic crd --rbac`, and asked for one by one at start.
 
-use super::call::{Api, Method};
+use super::call::{Api, CallError, Method};
 use crate::api::names::GROUP;
 use crate::store::StoreResult;
 use futures::{StreamExt, TryStreamExt};
@@ -176,19 +176,25 @@ fn rule(right: &Right) -> String {
 
 /// Asks the API server which of the rights it does not give us, in words: of those that the keeper needs, or pods.
 pub(super) async fn missing(api: &Api, for_pods: bool) -> StoreResult<Vec<String>> {
-    let questions =
-        rights().iter().filter(|right| right.for_pods == for_pods).flat_map(|right| right.verbs.iter().map(move |verb| (right, *verb)));
-    let asked = futures::stream::iter(questions).map(|(right, verb)| async move {
-        let review = review(right, verb, &api.namespace);
-        let answer: Value = api.call(Method::POST, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", Some(&review)).await?;
-        let place = match right.scope {
-            Scope::Cluster => String::new(),
-            Scope::Installation => format!(" in namespace {}", api.namespace),
-        };
-        Ok((answer["status"]["allowed"] != true).then(|| format!("{verb} {}{place}", right.resource)))
-    });
-    let answers: Result<Vec<_>, super::call::CallError> = asked.buffered(QUESTIONS_MAX).try_collect().await;
+    let mut asked = Vec::new();
+    for right in rights().iter().filter(|right| right.for_pods == for_pods) {
+        for verb in right.verbs {
+            asked.push(refused(api, right, verb));
+        }
+    }
+    let answers: Result<Vec<_>, CallError> = futures::stream::iter(asked).buffered(QUESTIONS_MAX).try_collect().await;
     Ok(answers.map_err(|error| error.into_trouble("ask for our rights"))?.into_iter().flatten().collect())
+}
+
+/// Asks for one; in words if it is not given.
+async fn refused(api: &Api, right: &'static Right, verb: &'static str) -> Result<Option<String>, CallError> {
+    let review = review(right, verb, &api.namespace);
+    let answer: Value = api.call(Method::POST, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", Some(&review)).await?;
+    let place = match right.scope {
+        Scope::Cluster => String::new(),
+        Scope::Installation => format!(" in namespace {}", api.namespace),
+    };
+    Ok((answer["status"]["allowed"] != true).then(|| format!("{verb} {}{place}", right.resource)))
 }
 
 fn review(right: &Right, verb: &str, namespace: &str) -> Value {
