@@ -21,6 +21,22 @@ pub fn replace_for_this_boot(path: &Path, content: &[u8]) -> io::Result<()> {
     put(path, content, |_| Ok(()))
 }
 
+/// The same, in an empty file that was made ahead, which is used up; where there is none one is made.
+/// # Errors
+/// The file system refuses; the old file stands.
+pub fn replace_for_this_boot_in(blank: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = draft_of(path);
+    match std::fs::rename(blank, &draft) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return replace_for_this_boot(path, content),
+        Err(error) => return Err(error),
+    }
+    let written = OpenOptions::new().write(true).truncate(true).open(&draft).and_then(|mut file| file.write_all(content));
+    written.and_then(|()| std::fs::rename(&draft, path)).inspect_err(|_| {
+        let _ = std::fs::remove_file(&draft);
+    })
+}
+
 fn put(path: &Path, content: &[u8], sync: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
     let draft = write_draft(path, content, sync)?;
     std::fs::rename(&draft, path).inspect_err(|_| {
@@ -43,7 +59,7 @@ pub fn make_once(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 fn write_draft(path: &Path, content: &[u8], sync: impl Fn(&File) -> io::Result<()>) -> io::Result<std::path::PathBuf> {
-    let draft = path.with_extension(format!("draft-{}", uuid::Uuid::new_v4().simple()));
+    let draft = draft_of(path);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
     if let Err(error) = file.write_all(content).and_then(|()| sync(&file)) {
         // On a full disk a half draft would only make it fuller.
@@ -51,6 +67,10 @@ fn write_draft(path: &Path, content: &[u8], sync: impl Fn(&File) -> io::Result<(
         return Err(error);
     }
     Ok(draft)
+}
+
+fn draft_of(path: &Path) -> std::path::PathBuf {
+    path.with_extension(format!("draft-{}", uuid::Uuid::new_v4().simple()))
 }
 
 /// Brings the names in the folder of a path to the disk.

@@ -9,7 +9,7 @@ use crate::inside::init::Brought;
 use crate::inside::limits::{self, Doors};
 use crate::inside::link::Way;
 use crate::inside::wire::{
-    ExitCause, ExitReport, FILE_EXIT, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, FILE_WAIT, FOLDER_CONTROL, LaunchSpec,
+    DRAFT, ExitCause, ExitReport, FILE_EXIT, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, FILE_WAIT, FOLDER_CONTROL, LaunchSpec,
     SpecFile, WaitReport,
 };
 use crate::inside::{confine, init, mounts, output, system};
@@ -271,7 +271,7 @@ fn refuse_stopped(folder: BorrowedFd<'_>) -> Result<(), String> {
 /// Writes a file so that it is there whole or not at all. It is not synced: after a loss of power nothing of this run lives.
 fn write_whole(folder: BorrowedFd<'_>, name: &str, value: &impl Serialize) -> Result<(), String> {
     let bytes = serde_json::to_vec(value).map_err(|e| format!("failed to encode {name}: {e}"))?;
-    let temporary = format!("{name}.new");
+    let temporary = format!("{name}{DRAFT}");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let write = || -> std::io::Result<()> {
         let mut file = File::from(rustix::fs::openat(folder, &temporary, flags, Mode::from_raw_mode(0o600))?);

@@ -37,6 +37,8 @@ pub const FILE_LIMIT: &str = "limit.json";
 pub const FILE_CONTAINER: &str = "container.json";
 /// Control groups that the engine made for the container; written with [`FILE_IDENTITY`].
 pub const FILE_GROUPS: &str = "groups.json";
+/// Ending of a file's name while it is written.
+pub const DRAFT: &str = ".new";
 /// Held (OFD lock) by the launcher and by init: free means that neither of them lives.
 pub const FILE_LOCK: &str = "lock";
 /// Folder of the control socket; never visible to the agent. In the mount namespace of a process sandbox the new root covers it.

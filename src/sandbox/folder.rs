@@ -7,7 +7,7 @@ use crate::api::names::{Epoch, RunId, Uid};
 use crate::api::validate::Limits;
 use crate::durable;
 use crate::inside::system;
-use crate::inside::wire::{self, Identity, LaunchSpec};
+use crate::inside::wire::{self, DRAFT, Identity, LaunchSpec};
 use crate::sandbox::runs::watchdog::WatchSpec;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,9 @@ pub struct MadeContainer {
     /// Name.
     pub name: String,
 }
+
+/// Log of a run in a folder that was made ahead (`runs::blank`); it moves to the agent's logs.
+pub(super) const FILE_LOG: &str = "log";
 
 /// Folder of the state folder with what is prepared ahead, and file in each folder there that says what it is.
 pub const FOLDER_PREPARED: &str = "prepared";
@@ -163,7 +166,8 @@ impl RunFolder {
     /// # Errors
     /// The disk refuses.
     pub fn write(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
-        durable::replace_for_this_boot(&self.path.join(name), &serde_json::to_vec(value)?)
+        let path = self.path.join(name);
+        durable::replace_for_this_boot_in(&self.path.join(format!("{name}{DRAFT}")), &path, &serde_json::to_vec(value)?)
     }
 
     /// The same for what must outlive a loss of power: a pod lives on another host.

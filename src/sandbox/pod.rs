@@ -20,7 +20,7 @@ mod watch;
 mod word;
 
 use crate::api::names::{RunId, Secret};
-use crate::inside::wire::{FILE_CONTAINER, FILE_WAIT, WaitReport};
+use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_EXIT, FILE_WAIT, WaitReport};
 use crate::sandbox::bridge::Bridge;
 use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::folder::{MadeContainer, RunFolder};
@@ -34,7 +34,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use word::End;
@@ -224,7 +223,7 @@ impl Shared {
         // Whatever is being taken of it is finished first.
         self.link.close(&entry.run);
         let untaken: Option<String> = entry.folder.read(FILE_UNTAKEN)?;
-        let has_report = entry.folder.path().join(crate::inside::wire::FILE_EXIT).exists();
+        let has_report = entry.has_last_word();
         let failed = match untaken {
             Some(why) => Some(format!("its files could not be taken back: {why}")),
             None if has_report => None,
@@ -255,6 +254,6 @@ impl Entry {
 
     /// Whether its init has said that nothing else lives there any more.
     fn has_last_word(&self) -> bool {
-        Path::new(self.folder.path()).join(crate::inside::wire::FILE_EXIT).exists()
+        self.folder.read::<ExitReport>(FILE_EXIT).is_ok_and(|report| report.is_some())
     }
 }

@@ -5,6 +5,7 @@
 //! them and serves their links again. A run stays with the driver that made it, whatever the configuration says now. All of it blocks: the
 //! callers use tokio's blocking pool, the link has its own thread.
 
+mod blank;
 mod ensure;
 mod fences;
 mod observe;
@@ -24,6 +25,7 @@ use crate::sandbox::limits::Means;
 use crate::sandbox::link::{LinkServer, Origin};
 use crate::sandbox::pod::token_of;
 use crate::sandbox::{RunSpec, SandboxError};
+use blank::Blanks;
 use fences::Fences;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
@@ -127,6 +129,7 @@ pub(crate) struct Runs {
     pub(crate) config: Arc<SandboxConfig>,
     pub(crate) link: Arc<LinkServer>,
     makers: Vec<Arc<dyn Maker>>,
+    blanks: Arc<Blanks>,
     known: Mutex<BTreeMap<RunId, Arc<Run>>>,
     /// A lock of its own: it is held while the disk works, and nobody who stops or looks may wait for that.
     fences: Mutex<Fences>,
@@ -230,7 +233,8 @@ impl Runs {
     /// Reads what is there and serves the links of what lives.
     pub(crate) fn open(config: Arc<SandboxConfig>, makers: Vec<Arc<dyn Maker>>, link: Arc<LinkServer>) -> io::Result<Self> {
         let fences = Fences::read(&config.state)?;
-        let runs = Self { config, link, makers, known: Mutex::default(), fences: Mutex::new(fences) };
+        let blanks = Blanks::open(&config.state, config.ids)?;
+        let runs = Self { config, link, makers, blanks, known: Mutex::default(), fences: Mutex::new(fences) };
         for entry in fs::read_dir(runs.state().join("runs"))? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
@@ -239,6 +243,7 @@ impl Runs {
         }
         runs.link.raise_epoch(runs.fences().epoch());
         runs.sweep();
+        runs.blanks.fill();
         Ok(runs)
     }
 

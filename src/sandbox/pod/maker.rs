@@ -8,7 +8,7 @@ use crate::api::agent::Driver;
 use crate::api::names::RunId;
 use crate::cleanups::Stray;
 use crate::inside::archive::{self, Bounds, Manifest, Root};
-use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_EXIT, FILE_WAIT, LaunchSpec, WaitReport};
+use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_WAIT, LaunchSpec, WaitReport};
 use crate::sandbox::docker::engine::container_name;
 use crate::sandbox::docker::labels;
 use crate::sandbox::folder::{ContainerSpec, MadeContainer, StoredSpec, short};
@@ -200,7 +200,8 @@ impl Maker for Pods {
                 .to_owned();
         };
         let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
-        let text = if run.folder.path().join(FILE_EXIT).exists() { "; its init has said that nothing else lives" } else { "" };
+        let has_said = self.shared.entry(&run.id).is_some_and(|entry| entry.has_last_word());
+        let text = if has_said { "; its init has said that nothing else lives" } else { "" };
         format!("the kubelet of node {node} has not said yet that its container ended{text}")
     }
 }

@@ -5,7 +5,7 @@ use crate::api::agent::Driver;
 use crate::inside::limits::LimitSpec;
 use crate::inside::wire::{FILE_SPEC, FILE_TASK, FILE_WAIT, LaunchSpec, WaitReport};
 use crate::inside::{output, system};
-use crate::sandbox::folder::StoredSpec;
+use crate::sandbox::folder::{FILE_LOG, StoredSpec};
 use crate::sandbox::limits::{self, Bound};
 use crate::sandbox::runs::watchdog::WatchSpec;
 use crate::sandbox::{RunSpec, SandboxError};
@@ -44,7 +44,9 @@ impl Runs {
                 Some(_) => {}
             }
         }
-        self.wait_started(maker, &run)
+        let started = self.wait_started(maker, &run);
+        self.blanks.fill();
+        started
     }
 
     fn make(
@@ -103,12 +105,18 @@ impl Runs {
 
     /// Lays out the folder; the intent stands when it returns.
     fn write_intent(&self, maker: &dyn Maker, run: &Run, spec: &RunSpec) -> io::Result<(StoredSpec, File)> {
-        run.folder.make(self.config.ids.uid, self.config.ids.gid)?;
+        if !self.blanks.claim(&run.folder) {
+            run.folder.make(self.config.ids.uid, self.config.ids.gid)?;
+        }
         let lock = run.folder.open_lock()?;
         system::lock_file(lock.as_fd())?;
         let log = self.log_of(&run.id);
         if let Some(parent) = log.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
+        match fs::rename(run.folder.path().join(FILE_LOG), &log) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
         }
         let file = File::options().write(true).create(true).truncate(true).open(&log)?;
         file.set_permissions(fs::Permissions::from_mode(0o600))?;

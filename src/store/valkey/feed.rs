@@ -84,7 +84,14 @@ async fn follow(shared: &Shared, link: &Link, state: &watch::Sender<State>) -> G
         Ok(read_to) => read_to,
         Err(gap) => return gap,
     };
-    state.send_modify(|state| state.read_to = read_to);
+    state.send_modify(|state| {
+        state.read_to = read_to;
+        // A watch that began while the feed was away may be further than the store that the feed finds now.
+        if state.generation > 0 {
+            state.generation += 1;
+            "it began while nobody followed the store's changes".clone_into(&mut state.why);
+        }
+    });
     loop {
         match step(shared, link, read_to).await {
             Ok(version) if version == read_to => {}

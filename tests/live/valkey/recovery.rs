@@ -169,3 +169,33 @@ async fn a_server_restored_from_an_older_copy_ends_every_watch() {
     assert_eq!((there.len(), last), (4, 4));
     assert_eq!(store.get(&one.key()).await.unwrap(), Some(one));
 }
+
+/// Copies of all keys on the server itself, and back: a restore in one instant, without any connection breaking.
+const BACK_UP: &str = "for _, key in ipairs(redis.call('KEYS', '{mosaic*')) do redis.call('COPY', key, 'backup:' .. key) end";
+const RESTORE: &str = "for _, key in ipairs(redis.call('KEYS', 'backup:*')) do redis.call('COPY', key, string.sub(key, 8), 'REPLACE') end";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_begun_while_the_feed_is_away_ends_when_an_older_store_comes_back() {
+    let test = "valkey::recovery::a_watch_begun_while_the_feed_is_away_ends_when_an_older_store_comes_back";
+    let Some(server) = Server::start(test, &DURABLE) else { return };
+    let store = open(&server.url()).await.unwrap();
+    for name in ["one", "two", "three"] {
+        store.create(agent(name)).await.unwrap();
+    }
+    server.ask(&["EVAL", BACK_UP, "0"]);
+    // The feed's connection alone breaks; for a moment nobody follows.
+    let clients = server.ask(&["CLIENT", "LIST"]);
+    let follows = |client: &&str| client.contains(" cmd=xread ");
+    let feed = clients.text().lines().find(follows).and_then(|client| client.strip_prefix("id=")?.split(' ').next()).unwrap();
+    server.ask(&["CLIENT", "KILL", "ID", feed]);
+    store.create(agent("four")).await.unwrap();
+    let mut watch = store.watch(Kind::Agent, 4).await.unwrap();
+    server.ask(&["EVAL", RESTORE, "0"]);
+    let other = open(&server.url()).await.unwrap();
+    for name in ["five", "six"] {
+        other.create(agent(name)).await.unwrap();
+    }
+    until_ended(&mut watch).await;
+    let (there, last) = until_it_answers(&store).await;
+    assert_eq!((there.len(), last), (5, 5));
+}
