@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 const CALLS_MAX: usize = 16;
 /// Pause between two looks at a pod.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// Time that is left for words after the last look.
+const LAST_LOOK: Duration = Duration::from_millis(300);
 /// Name of the file in the state folder that says that pods were ever made from it.
 const FILE_CLUSTER: &str = "cluster";
 
@@ -107,7 +109,7 @@ async fn end(cluster: &Cluster, target: &Target, until: Instant) -> (Saw, Instan
             match cluster.pod(namespace, name).await {
                 Ok(Some(pod)) if pod.metadata.uid.as_deref() == Some(&made.id) => match has_ended(&pod) {
                     true => return Saw::Terminated,
-                    false if Instant::now() >= until => return Saw::Unknown(silent(&pod.spec.and_then(|spec| spec.node_name))),
+                    false if Instant::now() + LAST_LOOK >= until => return Saw::Unknown(silent(&pod.spec.and_then(|spec| spec.node_name))),
                     false => {}
                 },
                 Ok(_) => return Saw::Unknown("its pod is not in the cluster any more, which is no proof of its end".to_owned()),

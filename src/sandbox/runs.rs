@@ -93,6 +93,11 @@ pub(crate) trait Maker: Send + Sync {
     /// Could not look; nothing was taken away for that.
     fn sweep(&self, known: &dyn Fn() -> BTreeSet<String>) -> io::Result<()>;
 
+    /// Whether a run that was refused after its intent stood shall leave nothing behind, as one that was refused before.
+    fn takes_back(&self) -> bool {
+        false
+    }
+
     /// How much longer than usual what was started may take until it runs.
     fn start_patience(&self) -> Duration {
         Duration::ZERO

@@ -175,6 +175,10 @@ impl Maker for Pods {
         Ok(())
     }
 
+    fn takes_back(&self) -> bool {
+        true
+    }
+
     fn start_patience(&self) -> Duration {
         self.served.as_ref().map_or(Duration::ZERO, |served| served.pod.pending_max)
     }

@@ -100,7 +100,28 @@ impl Runs {
         if !error.is_unknown() {
             let _ = run.folder.write(FILE_WAIT, &WaitReport { failed: Some(crate::causes::one_line(error)), ..WaitReport::default() });
         }
-        started
+        started.map_err(|error| self.take_back(maker, run, error))
+    }
+
+    /// Nothing came of a run that was refused: what was made for it goes once nothing can come of that any more, so that the refusal is all
+    /// that there is to tell. What could not be seen to go stays a run, and is looked at.
+    fn take_back(&self, maker: &dyn Maker, run: &Run, error: SandboxError) -> SandboxError {
+        if !maker.takes_back() || !matches!(error, SandboxError::Refused { .. }) {
+            return error;
+        }
+        let until = Instant::now() + self.config.stop_timeout;
+        while run.folder.is_held().unwrap_or(true) || maker.may_come(run).unwrap_or(true) {
+            if Instant::now() >= until {
+                return error;
+            }
+            std::thread::sleep(LOOK_PAUSE * 4);
+        }
+        if run.session().is_ok_and(|session| session.is_none()) && maker.clear(run).is_ok() {
+            self.link.forget(&run.id);
+            self.known().remove(&run.id);
+            let _ = fs::remove_dir_all(run.folder.path());
+        }
+        error
     }
 
     /// Lays out the folder; the intent stands when it returns.
@@ -214,7 +235,7 @@ impl Runs {
                 // Before it is taken away: a change of the cluster's mind comes too late.
                 if self.link.bury(&run.id, &run.folder, &crate::causes::one_line(&refused)).map_err(failed(&run.id, "give up"))? {
                     maker.strike(run);
-                    return Err(refused);
+                    return Err(self.take_back(maker, run, refused));
                 }
             }
             if Instant::now() >= until {
