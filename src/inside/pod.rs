@@ -38,8 +38,10 @@ use std::time::{Duration, Instant};
 const BEGIN_PATIENCE: Duration = Duration::from_secs(60);
 /// How long what the agent made is held for a controller that does not answer.
 const HOLD_PATIENCE: Duration = Duration::from_secs(15 * 60);
-/// Longest wait for one answer; laying out a large tree is the longest of them.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for one answer: laying out a large tree takes longest. A new pod's network may swallow what was sent while its policy came.
+const TAKE_PATIENCE: Duration = Duration::from_secs(60);
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// Pause between two tries.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Output that waits to be carried away; the oldest goes when the link is too slow.
@@ -189,8 +191,13 @@ impl std::fmt::Display for Failed {
 /// Asks until there is an answer. What was heard twice is done once.
 fn persist(line: &mut Line, path: &str, about: About<'_>, body: &[u8], patience: Duration) -> Result<Vec<u8>, Failed> {
     let until = Instant::now() + patience;
+    let answer_patience = match path {
+        PATH_TAKE => TAKE_PATIENCE,
+        PATH_BEGIN | PATH_FETCH => FIRST_PATIENCE,
+        _ => ANSWER_PATIENCE,
+    };
     loop {
-        let why = match line.ask_once(path, about, body, ANSWER_PATIENCE) {
+        let why = match line.ask_once(path, about, body, answer_patience) {
             Ok((200, answer)) => return Ok(answer),
             Ok((403 | 404 | 410, _)) => return Err(Failed::Refused),
             Ok((409 | 422, answer)) => return Err(Failed::Odd(String::from_utf8_lossy(&answer).into_owned())),
