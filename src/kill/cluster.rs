@@ -85,19 +85,24 @@ fn note_gone(target: &Target, who: &str) -> Saw {
 async fn end(cluster: &Cluster, target: &Target, until: Instant) -> (Saw, Instant) {
     let work = async {
         let mut struck = false;
+        let mut known: Option<MadeContainer> = None;
+        // Written when its end was seen, by whoever follows the pods.
+        let is_concluded = || target.folder.path().join(FILE_WAIT).exists();
         loop {
-            // Written when its end was seen, by whoever follows the pods.
-            if target.folder.path().join(FILE_WAIT).exists() {
+            if is_concluded() {
                 return Saw::Terminated;
             }
-            let made = match target.folder.read::<MadeContainer>(FILE_CONTAINER) {
-                Ok(Some(made)) => made,
-                Ok(None) if Instant::now() >= until => return Saw::Coming,
-                Ok(None) => {
-                    tokio::time::sleep(LOOK_PAUSE).await;
-                    continue;
-                }
+            match target.folder.read::<MadeContainer>(FILE_CONTAINER) {
+                Ok(Some(made)) => known = Some(made),
+                Ok(None) => {}
                 Err(e) => return Saw::Unknown(e.to_string()),
+            }
+            let Some(made) = known.clone() else {
+                if Instant::now() + LAST_LOOK >= until {
+                    return Saw::Coming;
+                }
+                tokio::time::sleep(LOOK_PAUSE).await;
+                continue;
             };
             let (namespace, name) = place_of(&made);
             if !struck {
@@ -112,6 +117,8 @@ async fn end(cluster: &Cluster, target: &Target, until: Instant) -> (Saw, Instan
                     false if Instant::now() + LAST_LOOK >= until => return Saw::Unknown(silent(&pod.spec.and_then(|spec| spec.node_name))),
                     false => {}
                 },
+                // The controller takes both away, once it has seen the end; nobody else takes our finalizer off and the folder.
+                Ok(_) if is_concluded() || !target.folder.path().exists() => return Saw::Terminated,
                 Ok(_) => return Saw::Unknown("its pod is not in the cluster any more, which is no proof of its end".to_owned()),
                 Err(e) => return Saw::Unknown(words(&e)),
             }
