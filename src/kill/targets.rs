@@ -52,13 +52,15 @@ impl Target {
         made.map_or_else(|| container_name(installation, &self.run), |made| made.name)
     }
 
-    /// Whether its create was asked for and never answered: something may still come of it. What has no agent executes nothing whatever comes.
+    /// Whether its create was asked for and never answered: something may still come of it. What has no agent executes nothing whatever comes;
+    /// a folder that is gone was taken away after its end was seen, or by somebody else, and then the start gate knows no such run.
     /// # Errors
     /// Could not look.
     pub fn is_unanswered(&self) -> io::Result<bool> {
         let is_there = |name: &str| fs::exists(self.folder.path().join(name));
         Ok(!self.is_prepared
             && self.driver == Driver::Docker
+            && is_there(FILE_SPEC)?
             && !is_there(FILE_CONTAINER)?
             && !is_there(FILE_IDENTITY)?
             && !is_there(FILE_WAIT)?)
@@ -139,4 +141,33 @@ fn read(path: PathBuf) -> Result<Option<Target>, String> {
     groups.extend(folder.groups().map_err(|e| e.to_string())?);
     let agent = if spec.agent.is_empty() { spec.run.uid.to_string() } else { spec.agent };
     Ok(Some(Target { run: spec.run, agent, driver: spec.driver, folder, groups, remembered: None, is_prepared: false }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::names::{Attempt, Role};
+
+    #[test]
+    fn a_create_is_unanswered_until_its_folder_says_more_or_is_gone() {
+        let state = tempfile::tempdir().unwrap();
+        let run = RunId { uid: Uid::new("unanswered-01").unwrap(), attempt: Attempt(1), role: Role::Agent };
+        let folder = RunFolder::of(state.path(), &run);
+        folder.make(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()).unwrap();
+        folder.write(FILE_SPEC, &"read only by others").unwrap();
+        let target = Target {
+            agent: run.uid.to_string(),
+            run,
+            driver: Driver::Docker,
+            folder: folder.clone(),
+            groups: Vec::new(),
+            remembered: None,
+            is_prepared: false,
+        };
+        assert!(target.is_unanswered().unwrap());
+        folder.write(FILE_CONTAINER, &"an answer").unwrap();
+        assert!(!target.is_unanswered().unwrap());
+        fs::remove_dir_all(folder.path()).unwrap();
+        assert!(!target.is_unanswered().unwrap(), "its end was seen, and the folder removed, while the engine was asked");
+    }
 }

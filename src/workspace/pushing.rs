@@ -101,7 +101,7 @@ pub fn is_noted(folder: &Path) -> bool {
 pub fn look(folder: &Path) -> io::Result<Push> {
     let Some((note, held)) = read(folder)? else { return Ok(Push::None) };
     Ok(match note {
-        Some(Note { mark, group: Some(group) }) if !members(group, &mark)?.is_empty() => Push::Lives,
+        Some(Note { mark, group: Some(group) }) if members(group)?.into_iter().any(|pid| mark_of(pid, &mark) != Mark::Other) => Push::Lives,
         // Its processes have ended, and who waits for them reads what the remote has.
         Some(Note { group: Some(_), .. }) => Push::None,
         Some(Note { group: None, .. }) | None if held => Push::Announced,
@@ -114,14 +114,17 @@ pub fn look(folder: &Path) -> io::Result<Push> {
 /// Could not look, or may not.
 pub fn signal(folder: &Path, signal: Signal) -> io::Result<()> {
     let Some((Some(Note { mark, group: Some(group) }), _)) = read(folder)? else { return Ok(()) };
-    for pid in members(group, &mark)? {
+    for pid in members(group)? {
+        if mark_of(pid, &mark) != Mark::Ours {
+            continue;
+        }
         let handle = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => handle,
             Err(rustix::io::Errno::SRCH) => continue,
             Err(e) => return Err(e.into()),
         };
         // The handle is fixed to one process now; if the mark is still there, that is the one.
-        if is_marked(pid, &mark)? {
+        if mark_of(pid, &mark) == Mark::Ours {
             match pidfd_send_signal(&handle, signal) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
                 Err(e) => return Err(e.into()),
@@ -141,27 +144,87 @@ fn read(folder: &Path) -> io::Result<Option<(Option<Note>, bool)>> {
     Ok(Some((serde_json::from_reader(&file).ok(), held)))
 }
 
-/// Processes of a group that carry the mark.
-fn members(group: i32, mark: &str) -> io::Result<Vec<Pid>> {
+/// Living processes of a group.
+fn members(group: i32) -> io::Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if system::group_of(pid)? == Some(group)
-            && let Some(pid) = Pid::from_raw(pid)
-            && is_marked(pid, mark)?
-        {
-            found.push(pid);
+        if system::group_of(pid)? == Some(group) && is_running(pid)? {
+            found.extend(Pid::from_raw(pid));
         }
     }
     Ok(found)
 }
 
-fn is_marked(pid: Pid, mark: &str) -> io::Result<bool> {
-    let environment = match fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) {
-        // It has ended while we looked.
-        Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
-        other => other?,
-    };
+/// Whether a process lives; one that is dead and not yet waited for does not.
+fn is_running(pid: i32) -> io::Result<bool> {
+    Ok(system::state_of(pid)?.is_some_and(|(state, _)| !matches!(state, 'Z' | 'X')))
+}
+
+/// Whose a process of the group is, by its environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// Of this push.
+    Ours,
+    /// Of something else, or gone.
+    Other,
+    /// There is no environment to read: it is just executing another program, was started without one, or may not be looked at. It counts as
+    /// living and is never signalled.
+    Unknown,
+}
+
+fn mark_of(pid: Pid, mark: &str) -> Mark {
     let wanted = format!("{MARK}={mark}");
-    Ok(environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()))
+    match fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) {
+        // It has ended while we looked.
+        Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Mark::Other,
+        Ok(environment) if environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()) => Mark::Ours,
+        Ok(environment) if !environment.is_empty() => Mark::Other,
+        // What ended since has none either.
+        Ok(_) if !is_running(pid.as_raw_nonzero().get()).unwrap_or(true) => Mark::Other,
+        Ok(_) | Err(_) => Mark::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::Stdio;
+
+    fn announced(folder: &Path, program: &mut Command) -> (Pushing, std::process::Child) {
+        let pushing = Pushing::announce(folder).unwrap();
+        let child = program.process_group(0).stdin(Stdio::null()).spawn().unwrap();
+        pushing.began(child.id()).unwrap();
+        (pushing, child)
+    }
+
+    /// So looks a process of a push also in the moment in which it executes another program.
+    #[test]
+    fn a_process_without_an_environment_counts_as_living_and_is_not_signalled() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_pushing, mut child) = announced(folder.path(), Command::new("sleep").arg("60").env_clear());
+        assert_eq!(look(folder.path()).unwrap(), Push::Lives);
+        signal(folder.path(), Signal::KILL).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(child.try_wait().unwrap().is_none(), "it may be anybody's");
+        child.kill().unwrap();
+        // Dead and not yet waited for is dead.
+        while is_running(i32::try_from(child.id()).unwrap()).unwrap() {
+            std::thread::yield_now();
+        }
+        assert_eq!(look(folder.path()).unwrap(), Push::None);
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_group_whose_number_came_back_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_pushing, mut child) = announced(folder.path(), Command::new("sleep").arg("60").env(MARK, "another"));
+        assert_eq!(look(folder.path()).unwrap(), Push::None);
+        signal(folder.path(), Signal::KILL).unwrap();
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

@@ -82,11 +82,18 @@ struct Slot {
 pub(super) struct Link {
     url: ValkeyUrl,
     slot: Mutex<Slot>,
+    /// Whether a connection that broke between two calls is told to the second.
+    tells_breaks: bool,
 }
 
 impl Link {
     pub(super) fn new(url: ValkeyUrl) -> Self {
-        Self { url, slot: Mutex::default() }
+        Self { url, slot: Mutex::default(), tells_breaks: false }
+    }
+
+    /// The same for who must know of every break, also of one while nothing was under way.
+    pub(super) fn that_tells_breaks(url: ValkeyUrl) -> Self {
+        Self { tells_breaks: true, ..Self::new(url) }
     }
 
     /// Sends one command, or a few at once, and waits for the answer as long as is given.
@@ -114,7 +121,9 @@ impl Link {
             if let Some(live) = slot.live.as_ref().filter(|live| !live.closed.is_cancelled()) {
                 return Ok(live.clone());
             }
-            slot.live = None;
+            if slot.live.take().is_some() && self.tells_breaks {
+                return Err(LinkError::Broken("closed by the server".to_owned()));
+            }
             let is_recent = |attempt: &&Attempt| attempt.peek().is_none_or(|(at, result)| result.is_err() && at.elapsed() < RETRY_PAUSE);
             let attempt = slot.attempt.as_ref().filter(is_recent).cloned().unwrap_or_else(|| start(&self.url));
             slot.attempt = Some(attempt.clone());

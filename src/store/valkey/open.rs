@@ -82,7 +82,7 @@ impl ValkeyStore {
         let (reads, id, ring) = (Link::new(url.clone()), RwLock::new(id), feed::Ring::default());
         let shared = Arc::new(Shared { url: url.clone(), options, keys, id, reads, writes, ring });
         let (state, feed) = watch::channel(State::default());
-        let feeding = tokio::spawn(feed::run(shared.clone(), Link::new(url.clone()), state)).abort_handle();
+        let feeding = tokio::spawn(feed::run(shared.clone(), Link::that_tells_breaks(url.clone()), state)).abort_handle();
         Ok(Self { shared, feed, feeding, notes, durable })
     }
 }

@@ -60,7 +60,7 @@ fn host_without_control_groups_is_refused_with_what_would_help() {
         let mosaic = program().get_program().to_owned();
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", "umount -R -l /sys/fs/cgroup && exec \"$0\" \"$@\""]).arg(mosaic);
-        command.args(["up", "--listen", "127.0.0.1:0", "--state"]).arg(folder.path().join("state")).args(flags);
+        command.args(["up", "--driver", "process", "--listen", "127.0.0.1:0", "--state"]).arg(folder.path().join("state")).args(flags);
         command.stdin(Stdio::null()).output().unwrap()
     };
     let refused = covered(&[]);

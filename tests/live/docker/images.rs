@@ -164,7 +164,9 @@ async fn unknown_runtimes_and_unreachable_engines_are_named() {
     // The usual one by its name is one that it has.
     let mut spec = host.subject(&sandbox).script("runtime-01", 1, "exit 5");
     spec.runtime_class = Some("runc".to_owned());
+    let run = spec.run.clone();
     assert_eq!(host.subject(&sandbox).run(spec).await.cause, mosaic::plan::observed::EndCause::Exited(5));
+    sandbox.remove(&run).await.unwrap();
     drop(sandbox);
 
     for address in ["unix:///nowhere/docker.sock", "tcp://127.0.0.1:1", "ssh://user@host"] {

@@ -10,6 +10,7 @@ use mosaic::kill::Killer;
 use mosaic::kill::latch::Latch;
 use mosaic::kill::receipt::{KillRequest, Receipts, Verdict};
 use mosaic::sandbox::docker::engine::{Engine, container_name};
+use mosaic::sandbox::kill::{Life, look};
 use mosaic::sandbox::{Drivers, RunSpec, Sandbox};
 use rustix::process::{Pid, Signal};
 use std::path::{Path, PathBuf};
@@ -126,6 +127,15 @@ fn alive_in(namespace: u64) -> usize {
     std::fs::read_dir("/proc").unwrap().flatten().filter(in_it).count()
 }
 
+/// Processes with a word in their command line.
+fn alive_with(word: &str) -> usize {
+    let has_it = |entry: &std::fs::DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(word)
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter(has_it).count()
+}
+
 pub fn killer(host: &Host) -> Killer {
     let latch = Latch::open(host.state.path()).map(Arc::new).map_err(|e| e.to_string());
     Killer { state: host.state.path().to_owned(), latch, controller: None, audit: None }
@@ -218,7 +228,13 @@ impl Case<'_> {
         let frozen = match self.driver {
             Driver::Docker => {
                 let docker = bollard::Docker::connect_with_defaults().unwrap();
-                docker.pause_container(&container_name(&self.host.installation, &spec.run)).await.unwrap();
+                let name = container_name(&self.host.installation, &spec.run);
+                // An engine on a busy machine may not be able to freeze it at once.
+                let started = std::time::Instant::now();
+                while let Err(error) = docker.pause_container(&name).await {
+                    assert!(started.elapsed() < Duration::from_secs(30), "{error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
                 None
             }
             _ => Some(Frozen::new(self.init(&spec).pid_namespace)),
@@ -231,7 +247,8 @@ impl Case<'_> {
 
     /// The kill comes at another instant each time; whether it has found anything, nothing comes up later.
     async fn starting(&self, engine: &Engine) -> Duration {
-        let spec = self.spec("touch ran; sleep 60042");
+        let marked = format!("60042.{}{:03}", u8::from(self.driver == Driver::Docker), self.round);
+        let spec = self.spec(&format!("touch ran; sleep {marked}"));
         let kill = async {
             tokio::time::sleep(Duration::from_millis(25 * self.round as u64)).await;
             self.receipts(&spec).await
@@ -243,8 +260,11 @@ impl Case<'_> {
         if known.is_some() {
             // Found and latched: whatever still comes of it is refused its start.
             tokio::time::sleep(Duration::from_millis(300)).await;
-            let alive = self.host.folder(&spec.run).identity().unwrap().map_or(0, |identity| alive_in(identity.pid_namespace));
-            assert_eq!(alive, 0, "{}: {ensured:?} {receipts:?}", spec.run);
+            // By its identity and its own words: the number of a namespace that nobody holds may be the next sandbox's by now.
+            let identity = self.host.folder(&spec.run).identity().unwrap();
+            let life = identity.map_or(Life::Gone, |identity| look(&identity).unwrap());
+            assert_eq!(life, Life::Gone, "{}: {ensured:?} {receipts:?}", spec.run);
+            assert_eq!(alive_with(&marked), 0, "{}: {ensured:?} {receipts:?}", spec.run);
             let state = engine.state(&container_name(&self.host.installation, &spec.run)).await.unwrap();
             assert!(state.is_none_or(|state| state.pid.is_none()), "{}: {ensured:?}", spec.run);
         }
