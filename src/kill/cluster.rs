@@ -98,6 +98,10 @@ async fn end(cluster: &Cluster, target: &Target, until: Instant) -> (Saw, Instan
                 Err(e) => return Saw::Unknown(e.to_string()),
             }
             let Some(made) = known.clone() else {
+                // What is being removed had been seen to end, or never came; the start gate knows no such run any more.
+                if !target.folder.path().exists() {
+                    return Saw::Terminated;
+                }
                 if Instant::now() + LAST_LOOK >= until {
                     return Saw::Coming;
                 }
