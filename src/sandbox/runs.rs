@@ -32,6 +32,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -150,6 +151,8 @@ pub(crate) struct Run {
     session: OnceLock<Session>,
     /// Held while the run is made, so that it is made once.
     making: Mutex<()>,
+    /// It was refused after its intent stood and is being taken back: until then it is told as being made.
+    is_refused: AtomicBool,
     /// Its end never changes once it was seen.
     ended: OnceLock<RunEnd>,
     progress: Mutex<observe::ProgressCursor>,
@@ -174,6 +177,7 @@ impl Run {
             identity: OnceLock::new(),
             session: OnceLock::new(),
             making: Mutex::default(),
+            is_refused: AtomicBool::new(false),
             ended: OnceLock::new(),
             progress: Mutex::default(),
             watch: Mutex::default(),
@@ -210,6 +214,15 @@ impl Run {
             (news.is_new, news.told_at) = (false, Some(Instant::now()));
         }
         is_due
+    }
+
+    /// Says whether it is being taken back.
+    pub(crate) fn refuse(&self, is_refused: bool) {
+        self.is_refused.store(is_refused, Ordering::SeqCst);
+    }
+
+    fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::SeqCst)
     }
 
     /// Whether somebody is making it at this moment.

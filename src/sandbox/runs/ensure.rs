@@ -110,8 +110,10 @@ impl Runs {
             return error;
         }
         let until = Instant::now() + self.config.stop_timeout;
+        run.refuse(true);
         while run.folder.is_held().unwrap_or(true) || maker.may_come(run).unwrap_or(true) {
             if Instant::now() >= until {
+                run.refuse(false);
                 return error;
             }
             std::thread::sleep(LOOK_PAUSE * 4);
@@ -121,6 +123,7 @@ impl Runs {
             self.known().remove(&run.id);
             let _ = fs::remove_dir_all(run.folder.path());
         }
+        run.refuse(false);
         error
     }
 
@@ -232,11 +235,14 @@ impl Runs {
             let coming = maker.coming(run, since);
             run.say(coming.doing);
             if let Some(refused) = coming.refused {
+                run.refuse(true);
                 // Before it is taken away: a change of the cluster's mind comes too late.
                 if self.link.bury(&run.id, &run.folder, &crate::causes::one_line(&refused)).map_err(failed(&run.id, "give up"))? {
                     maker.strike(run);
                     return Err(self.take_back(maker, run, refused));
                 }
+                // It was granted its start meanwhile.
+                run.refuse(false);
             }
             if Instant::now() >= until {
                 let text = format!("it did not start within {} s", patience.as_secs());

@@ -60,6 +60,7 @@ impl Runs {
         let isolation = session.as_ref().map(|session| session.isolation.clone()).unwrap_or_default();
         let state = match run.ended.get() {
             Some(end) => SandboxState::Ended(end.clone()),
+            None if run.is_refused() => SandboxState::Preparing,
             None => self.state_of(run, session.as_ref())?,
         };
         if let SandboxState::Ended(end) = &state {
