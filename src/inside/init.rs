@@ -180,9 +180,9 @@ fn link_beneath_home(place: &Path, target: &Path) -> rustix::io::Result<()> {
 /// What the command gets: init's own, then the run's. In a container what the image says comes before both, and its programs after the tools.
 fn environment(spec: &LaunchSpec) -> Vec<(String, String)> {
     // What is init's own, and where a cluster is, is nothing to the command.
-    let is_kept = |name: &str| !name.starts_with(ENV_PREFIX) && !(spec.pod && name.starts_with("KUBERNETES_"));
+    let is_hidden = |name: &str| name.starts_with(ENV_PREFIX) || (spec.pod && name.starts_with("KUBERNETES_"));
     let image: Vec<(String, String)> =
-        if spec.contained { std::env::vars().filter(|(name, _)| is_kept(name)).collect() } else { Vec::new() };
+        if spec.contained { std::env::vars().filter(|(name, _)| !is_hidden(name)).collect() } else { Vec::new() };
     let of_image = image.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_str());
     let search_path: Vec<&str> =
         [Some(spec.search_path.as_str()), of_image].into_iter().flatten().filter(|path| !path.is_empty()).collect();

@@ -86,8 +86,9 @@ impl Cluster {
         }
         let path = format!("{}/{name}", object.collection(namespace));
         match self.api.call_within::<Value>(STRIKE_TIME_MAX, Method::DELETE, &path, Some(&options)).await {
-            Err(error) if !error.is_absent() && !(uid.is_some() && error.is_conflict()) => Err(error),
-            _ => Ok(()),
+            Err(error) if error.is_absent() || (uid.is_some() && error.is_conflict()) => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => Ok(()),
         }
     }
 

@@ -56,86 +56,89 @@ const fn right(
     Right { scope, group, resource, names, verbs, for_pods: false, why }
 }
 
+use Scope::{Cluster, Installation};
+
+const COORDINATION: &str = "coordination.k8s.io";
+/// See [`rights`].
+const RIGHTS: &[Right] = &[
+    right(
+        Cluster,
+        GROUP,
+        "agents",
+        &[],
+        &["get", "list", "watch", "create", "update", "patch", "delete"],
+        "agents are followed in every namespace; the HTTP API makes, changes and ends them; update holds the finalizer, patch says who ends one",
+    ),
+    right(Cluster, GROUP, "agents/status", &[], &["update"], "what was seen of an agent; nobody else needs to write it"),
+    right(
+        Cluster,
+        GROUP,
+        "halts",
+        &[],
+        &["get", "list", "watch", "create", "update", "delete"],
+        "stop orders are followed, engaged by kill-all, held by our finalizer and released when done",
+    ),
+    right(Cluster, GROUP, "halts/status", &[], &["update"], "how far a stop order is"),
+    right(Cluster, "events.k8s.io", "events", &[], &["create"], "what happens to an agent is told in its namespace"),
+    right(
+        Cluster,
+        COORDINATION,
+        "leases",
+        &["mosaic"],
+        &["list"],
+        "a second installation in another namespace would act on the same agents: it is looked for at start",
+    ),
+    right(
+        Cluster,
+        "apiextensions.k8s.io",
+        "customresourcedefinitions",
+        &["agents.mosaicstack.dev", "halts.mosaicstack.dev"],
+        &["get"],
+        "definitions that lack a field would drop what is written there: they are compared at start, and never changed",
+    ),
+    right(Installation, COORDINATION, "leases", &[], &["create"], "the leader lease is made once; a name cannot limit that"),
+    right(Installation, COORDINATION, "leases", &["mosaic"], &["get", "update"], "who leads, and with which epoch"),
+    right(
+        Installation,
+        "",
+        "configmaps",
+        &[],
+        &["get", "list", "create", "patch", "delete"],
+        "the history of agents that are gone, one object each, and the installation's id",
+    ),
+    right(
+        Cluster,
+        "",
+        "pods",
+        &[],
+        &["get", "list", "watch", "create", "patch", "delete"],
+        "an agent runs in a pod of its namespace, which is followed to its end; patch takes our finalizer off once that was seen",
+    )
+    .for_pods(),
+    right(
+        Cluster,
+        "",
+        "secrets",
+        &[],
+        &["create", "delete"],
+        "the token of a pod; it is written once and never read, and goes with the pod",
+    )
+    .for_pods(),
+    right(
+        Cluster,
+        "networking.k8s.io",
+        "networkpolicies",
+        &[],
+        &["create", "delete"],
+        "a pod reaches this controller's link and nothing else",
+    )
+    .for_pods(),
+    right(Cluster, "", "nodes", &[], &["get"], "that a node has ended is the only other proof of a pod's death").for_pods(),
+];
+
 /// Every right that is needed, and none beyond.
 #[must_use]
 pub fn rights() -> &'static [Right] {
-    use Scope::{Cluster, Installation};
-    const COORDINATION: &str = "coordination.k8s.io";
-    const RIGHTS: &[Right] = &[
-        right(
-            Cluster,
-            GROUP,
-            "agents",
-            &[],
-            &["get", "list", "watch", "create", "update", "patch", "delete"],
-            "agents are followed in every namespace; the HTTP API makes, changes and ends them; update holds the finalizer, patch says who ends one",
-        ),
-        right(Cluster, GROUP, "agents/status", &[], &["update"], "what was seen of an agent; nobody else needs to write it"),
-        right(
-            Cluster,
-            GROUP,
-            "halts",
-            &[],
-            &["get", "list", "watch", "create", "update", "delete"],
-            "stop orders are followed, engaged by kill-all, held by our finalizer and released when done",
-        ),
-        right(Cluster, GROUP, "halts/status", &[], &["update"], "how far a stop order is"),
-        right(Cluster, "events.k8s.io", "events", &[], &["create"], "what happens to an agent is told in its namespace"),
-        right(
-            Cluster,
-            COORDINATION,
-            "leases",
-            &["mosaic"],
-            &["list"],
-            "a second installation in another namespace would act on the same agents: it is looked for at start",
-        ),
-        right(
-            Cluster,
-            "apiextensions.k8s.io",
-            "customresourcedefinitions",
-            &["agents.mosaicstack.dev", "halts.mosaicstack.dev"],
-            &["get"],
-            "definitions that lack a field would drop what is written there: they are compared at start, and never changed",
-        ),
-        right(Installation, COORDINATION, "leases", &[], &["create"], "the leader lease is made once; a name cannot limit that"),
-        right(Installation, COORDINATION, "leases", &["mosaic"], &["get", "update"], "who leads, and with which epoch"),
-        right(
-            Installation,
-            "",
-            "configmaps",
-            &[],
-            &["get", "list", "create", "patch", "delete"],
-            "the history of agents that are gone, one object each, and the installation's id",
-        ),
-        right(
-            Cluster,
-            "",
-            "pods",
-            &[],
-            &["get", "list", "watch", "create", "patch", "delete"],
-            "an agent runs in a pod of its namespace, which is followed to its end; patch takes our finalizer off once that was seen",
-        )
-        .for_pods(),
-        right(
-            Cluster,
-            "",
-            "secrets",
-            &[],
-            &["create", "delete"],
-            "the token of a pod; it is written once and never read, and goes with the pod",
-        )
-        .for_pods(),
-        right(
-            Cluster,
-            "networking.k8s.io",
-            "networkpolicies",
-            &[],
-            &["create", "delete"],
-            "a pod reaches this controller's link and nothing else",
-        )
-        .for_pods(),
-        right(Cluster, "", "nodes", &[], &["get"], "that a node has ended is the only other proof of a pod's death").for_pods(),
-    ];
     RIGHTS
 }
 
