@@ -12,7 +12,7 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// File of the state folder that holds the address of the server that runs on it.
 pub const SERVER_FILE: &str = "server";
@@ -20,6 +20,10 @@ pub const SERVER_FILE: &str = "server";
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
 /// Longest time of one request that is no follow: a little more than the server takes itself.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(35);
+/// A read that failed after so long had a server that keeps silent: it is not tried again.
+const TRY_TIME_MAX: Duration = Duration::from_secs(5);
+/// Longest time of a question after the server's health.
+const HEALTH_TIME_MAX: Duration = Duration::from_secs(4);
 /// How often a read is tried when nobody answers.
 const READ_TRIES_MAX: u32 = 3;
 /// Pause between two tries.
@@ -246,16 +250,17 @@ impl Client {
         self.json(self.request(Method::DELETE, &["agents", id], &[("namespace", namespace)])).await
     }
 
-    /// The halts.
+    /// The halts, and why everything counts as halted beside them, if it does.
     /// # Errors
     /// As [`Client::spawn`].
-    pub async fn halts(&self) -> ClientResult<Vec<HaltView>> {
+    pub async fn halts(&self) -> ClientResult<(Vec<HaltView>, Option<String>)> {
         #[derive(serde::Deserialize)]
         struct Halts {
             items: Vec<HaltView>,
+            unreadable: Option<String>,
         }
         let halts: Halts = self.read(|| self.request(Method::GET, &["halts"], &[])).await?;
-        Ok(halts.items)
+        Ok((halts.items, halts.unreadable))
     }
 
     /// Releases a halt.
@@ -276,7 +281,9 @@ impl Client {
     /// # Errors
     /// As [`Client::spawn`].
     pub async fn health(&self) -> ClientResult<Value> {
-        self.read(|| self.request(Method::GET, &["health"], &[])).await
+        let asked = tokio::time::timeout(HEALTH_TIME_MAX, self.read(|| self.request(Method::GET, &["health"], &[]))).await;
+        let why = format!("it was silent for {} s", HEALTH_TIME_MAX.as_secs());
+        asked.unwrap_or_else(|_| Err(ClientError::Unreachable { server: self.server.clone(), why }))
     }
 
     fn request(&self, method: Method, path: &[&str], query: &[(&str, Option<&str>)]) -> RequestBuilder {
@@ -299,10 +306,10 @@ impl Client {
 
     /// A read: tried again while nobody answers.
     async fn read<T: DeserializeOwned>(&self, request: impl Fn() -> RequestBuilder) -> ClientResult<T> {
-        let mut tries = 1;
+        let (mut tries, started) = (1, Instant::now());
         loop {
             match self.json(request()).await {
-                Err(ClientError::Unreachable { .. }) if tries < READ_TRIES_MAX => tries += 1,
+                Err(ClientError::Unreachable { .. }) if tries < READ_TRIES_MAX && started.elapsed() < TRY_TIME_MAX => tries += 1,
                 result => return result,
             }
             tokio::time::sleep(TRY_PAUSE).await;

@@ -22,6 +22,7 @@ pub mod drill;
 pub mod engine;
 pub mod lane;
 pub mod latch;
+mod lost;
 pub mod matrix;
 mod pushes;
 pub mod receipt;
@@ -32,16 +33,17 @@ pub mod targets;
 pub use book::judge;
 
 use crate::api::agent::Driver;
-use crate::api::names::{RunId, Uid};
+use crate::api::names::{Attempt, Role, RunId, Uid};
 use crate::audit::{Audit, Draft, Outcome};
 use crate::inside::wire::{FILE_STOPPED, Identity};
-use crate::sandbox::folder::RunFolder;
+use crate::sandbox::folder::{RunFolder, short};
 use crate::store::Key;
 use crate::workspace::{Held, is_pushing};
 use book::{Book, judge_stray, open_of_prepared};
 use engine::{Answer, EnginePath, Saw};
 use k8s_openapi::jiff::Timestamp;
 use latch::{Latch, NOTE_TIME_MAX, Note};
+use lost::Lost;
 use receipt::{KillRequest, Receipts, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -55,6 +57,8 @@ use targets::{Target, Targets};
 pub const KILL_TIME_MAX: Duration = Duration::from_millis(4_500);
 /// How often a kill of everything looks again for what came up meanwhile.
 const SWEEPS_MAX: u32 = 8;
+/// Attempts that are tried to tell the run of a folder by its name.
+const ATTEMPTS_TRIED: u32 = 100;
 /// Least time for the end of pushes.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
@@ -164,11 +168,21 @@ impl Killer {
 
     /// Judges once the notes are on the disk, or it is known that they are not.
     fn close(&self, mut round: Round<'_>) -> Receipts {
+        if round.is_unreadable {
+            // What was told by other signs is over by now.
+            let still = targets::find(&self.state).map_or_else(|e| vec![e.to_string()], |found| found.unreadable);
+            round.receipts.unknown.extend(still);
+        }
         self.note(&round.notes);
         let keeping = self.keep(std::mem::take(&mut round.notes), Vec::new());
         round.keeping.push(keeping);
         let Round { started, until, mut receipts, mut books, keeping, seen, held, pushing, .. } = round;
         let latched = settle(keeping, started, &mut receipts.warnings);
+        if latched.is_none() && self.controller.is_none() && !books.is_empty() {
+            let text = "no latch is on the disk, and no controller knows of this kill: the next one may begin anew what was killed; look at what the \
+                        warnings say of the latch, mend it, and kill again";
+            receipts.unknown.push(text.to_owned());
+        }
         for (target, struck, said) in seen {
             let fenced = latched.is_some() || target.folder.is_stopped().unwrap_or(false);
             let book = books.get_mut(&target.run.uid).expect("each target has one");
@@ -193,11 +207,10 @@ impl Killer {
             round.receipts.unknown.extend((!round.receipts.unknown.contains(&why)).then_some(why));
             Targets::default()
         });
-        if request.all {
-            let news: Vec<String> = unreadable.into_iter().filter(|what| !round.receipts.unknown.contains(what)).collect();
-            round.receipts.unknown.extend(news);
-        }
-        let hidden = self.without_folder(&runs, &held);
+        // Whose it is nobody can read, so it may be one that is meant.
+        round.is_unreadable |= !unreadable.is_empty();
+        let mut hidden = self.without_folder(&runs, &held);
+        hidden.extend(self.lost(round, &runs, &held));
         let runs = runs.into_iter().chain(hidden).filter(|target| !round.done.contains(&target.run));
         let runs = runs.filter(|target| (request.all || !target.is_prepared) && is_meant(request, target.uid(), &target.agent));
         let held = held.into_iter().filter(|agent| !round.held.iter().any(|known| known.uid == agent.uid));
@@ -218,6 +231,35 @@ impl Killer {
             Target { run, agent, driver, folder, groups: Vec::new(), remembered: Some(identity), is_prepared: false }
         };
         hidden.map(target).collect()
+    }
+
+    /// The same where no controller remembers them: by what the kernel shows.
+    fn lost(&self, round: &mut Round<'_>, runs: &[Target], held: &[Held]) -> Vec<Target> {
+        if self.controller.is_some() {
+            return Vec::new();
+        }
+        let known = runs.iter().filter_map(|target| target.identity().ok().flatten()).map(|identity| identity.pid_namespace).collect();
+        let found = lost::find(&self.state, &known).unwrap_or_else(|e| {
+            let why = format!("it could not be looked for sandboxes without a folder: {e}");
+            round.receipts.unknown.extend((!round.receipts.unknown.contains(&why)).then_some(why));
+            Vec::new()
+        });
+        found.into_iter().map(|lost| self.target_of(lost, held)).collect()
+    }
+
+    fn target_of(&self, lost: Lost, held: &[Held]) -> Target {
+        // The name is the kernel's word, whatever somebody has renamed the folder to.
+        let digits: String = lost.folder.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+        let owner = held.iter().find(|agent| lost.mounts.contains(agent.uid.as_str()));
+        let uid = owner
+            .map_or_else(|| Uid::new(format!("lost-sandbox-{digits}")).expect("letters, digits and dashes"), |agent| agent.uid.clone());
+        let agent = owner.map_or_else(|| uid.to_string(), |agent| agent.agent.clone());
+        let run_of = |attempt| RunId { uid: uid.clone(), attempt: Attempt(attempt), role: Role::Agent };
+        let named = (1..ATTEMPTS_TRIED).map(run_of).find(|run| short(run) == lost.folder);
+        // One of a gate cannot be told by its folder's name; any number that nobody else has will do.
+        let run = named.unwrap_or_else(|| run_of(u32::from_str_radix(digits.get(..8).unwrap_or_default(), 16).unwrap_or(u32::MAX)));
+        let folder = RunFolder::at(self.state.join("runs").join(&lost.folder));
+        Target { run, agent, driver: Driver::Process, folder, groups: Vec::new(), remembered: Some(lost.identity), is_prepared: false }
     }
 
     fn note(&self, notes: &[Note]) {
@@ -311,6 +353,8 @@ struct Round<'a> {
     started: Instant,
     until: Instant,
     receipts: Receipts,
+    /// Something runs whose folder cannot be read.
+    is_unreadable: bool,
     books: BTreeMap<Uid, Book>,
     /// Struck already.
     done: BTreeSet<RunId>,
@@ -338,6 +382,7 @@ impl<'a> Round<'a> {
             started,
             until: started + KILL_TIME_MAX,
             receipts: Receipts { halt: name, ..Receipts::default() },
+            is_unreadable: false,
             books: BTreeMap::new(),
             done: BTreeSet::new(),
             containers: BTreeSet::new(),

@@ -145,6 +145,9 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     // On the heap: with a client's futures in it, that of the whole program would be nested too deeply for the compiler.
     let kept = Box::pin(keep::open(config)).await?;
     let latch = Arc::new(Latch::open(&config.state).map_err(part("the latch of the kill lane"))?);
+    if let Some(why) = latch.unreadable() {
+        tracing::warn!("nothing will start: {why}");
+    }
     let audit = Arc::new(Audit::open(&config.state.join("audit"), "up", AuditOptions::default()).map_err(part("the audit log"))?);
     let mut parts = open_parts(config, kept.installation.clone(), latch.clone(), crate::journal::cleanups(&audit)).await?;
     parts.notes.extend(kept.notes.iter().cloned());

@@ -17,6 +17,8 @@ use std::time::Duration;
 const AUDIT_TIME_MAX: Duration = Duration::from_millis(300);
 /// How long the records are waited for; what lives is dead before that.
 const RECORD_TIME_MAX: Duration = Duration::from_secs(8);
+/// The same where the controller has just kept silent: the receipts are not held back for it.
+const SILENT_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Kill one agent or all of them
 #[derive(Args, Debug)]
@@ -54,9 +56,11 @@ impl Kill {
             }
             Some(_) => None,
         };
-        let told = tokio::time::timeout(RECORD_TIME_MAX, self.tell(global, &request)).await;
-        let told =
-            told.unwrap_or_else(|_| Err(Failure::failed(format!("the server did not answer within {} s", RECORD_TIME_MAX.as_secs()))));
+        let is_silent = here.as_ref().is_some_and(|here| !here.by_lane);
+        let patience = if is_silent { SILENT_TIME_MAX } else { RECORD_TIME_MAX };
+        let here = here.map(|here| here.receipts);
+        let told = tokio::time::timeout(patience, self.tell(global, &request)).await;
+        let told = told.unwrap_or_else(|_| Err(Failure::failed(format!("the server did not answer within {} s", patience.as_secs()))));
         let is_told = told.is_ok();
         let (mut agents, mut notes, here) = match (here, told) {
             (None, told) => {
@@ -66,11 +70,15 @@ impl Kill {
             (Some(here), Ok(told)) => (told.agents, told.notes, here),
             (Some(here), Err(failure)) if here.agents.is_empty() && !self.all => {
                 notes_of(&here).iter().for_each(|note| eprintln!("warning: {note}"));
+                if is_silent {
+                    eprintln!("warning: no agent of that name has a sandbox or a tree here; what else there is only the records tell");
+                }
                 return Err(failure);
             }
             (Some(here), Err(failure)) => {
-                let note = format!("the records are not told yet: {}; the latch keeps it, and they will be", failure.message());
-                (Vec::new(), vec![note], here)
+                let is_latched = here.agents.iter().all(|receipt| receipt.steps.latched.is_some());
+                let keeps = if is_latched { "the latch keeps it, and the next controller tells them" } else { "nothing keeps it for them" };
+                (Vec::new(), vec![format!("the records are not told yet: {}; {keeps}", failure.message())], here)
             }
         };
         notes.extend(notes_of(&here));
@@ -120,13 +128,20 @@ struct Told {
     notes: Vec<String>,
 }
 
+/// What was done on this machine.
+struct Here {
+    receipts: Receipts,
+    /// By the lane of the controller; else by ourselves, because none answered.
+    by_lane: bool,
+}
+
 /// Kills on this machine: through the lane of the controller, else by ourselves. `None`: no agent ever ran from this state folder.
-fn here(state: &Path, request: &KillRequest) -> Option<Receipts> {
+fn here(state: &Path, request: &KillRequest) -> Option<Here> {
     if !state.join("runs").is_dir() {
         return None;
     }
     let error = match admin::ask(state, request) {
-        Ok(receipts) => return Some(receipts),
+        Ok(receipts) => return Some(Here { receipts, by_lane: true }),
         Err(error) => error,
     };
     let audit = open_audit(state);
@@ -140,7 +155,7 @@ fn here(state: &Path, request: &KillRequest) -> Option<Receipts> {
     drop(killer);
     receipts.warnings.insert(0, format!("no controller answered on {} ({error}): killed from here", state.display()));
     receipts.warnings.extend(audit.and_then(close_audit).err().map(|why| format!("not in the audit log: {why}")));
-    Some(receipts)
+    Some(Here { receipts, by_lane: false })
 }
 
 /// Opens the audit log, unless its disk keeps us waiting: a kill does not wait for it.
@@ -235,7 +250,8 @@ impl HaltCommand {
         let client = global.client()?;
         match self {
             Self::List => {
-                let halts = client.halts().await?;
+                let (halts, unreadable) = client.halts().await?;
+                unreadable.iter().for_each(|why| eprintln!("warning: everything counts as halted: {why}"));
                 if halts.is_empty() {
                     eprintln!("No halts.");
                     return Ok(());

@@ -10,7 +10,7 @@ use crate::sandbox::docker::engine::Container;
 use std::time::Instant;
 
 /// What is said of an agent of which nothing lived.
-const NOTHING_RAN: &str = "nothing of it ran";
+const NOTHING_RAN: &str = "nothing of it ran any more";
 
 /// What was seen of one agent's runs.
 pub(super) struct Book {

@@ -180,6 +180,13 @@ impl Latch {
         })
     }
 
+    /// Why the latch cannot be read, for which everything counts as halted.
+    #[must_use]
+    pub fn unreadable(&self) -> Option<String> {
+        self.refresh();
+        self.memory().unreadable.clone()
+    }
+
     /// Halts that the store does not know of yet.
     #[must_use]
     pub fn halts(&self) -> Vec<Note> {
@@ -282,7 +289,8 @@ impl Latch {
                 Err(()) => {
                     fresh.unreadable = Some(format!(
                         "line {} of {} is unreadable and may be a halt, so everything counts as halted; when you are sure that nothing \
-                         shall be halted, replace that line by a blank one of the same length",
+                         shall be halted, replace that line by a blank one of the same length, or, while no controller runs, remove the file: which agents \
+                         were killed is forgotten with it",
                         index + 1,
                         path.display()
                     ));

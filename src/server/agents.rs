@@ -2,6 +2,7 @@
 
 use super::error::Problem;
 use super::request::{InPath, JsonBody, Query, decode, unknown_fields};
+use super::spawn::check_halts;
 use super::view::{AgentList, AgentView, STATES, Written};
 use super::{Ctx, ServerState, watch};
 use crate::api::names::{ANNOTATION_APPROVE_TAMPER, AgentName, FINALIZER, GROUP, Namespace, Uid, VERSION};
@@ -282,7 +283,10 @@ pub async fn apply(
     let manifest = Manifest::read(body, &name, query.namespace, &state)?;
     for _ in 0..CONFLICTS_MAX {
         let written = match state.store.get(&manifest.key()).await? {
-            None => state.store.create(manifest.to_record()).await.map(|r| ("created", r)),
+            None => {
+                check_halts(&state, &manifest.key().namespace).await?;
+                state.store.create(manifest.to_record()).await.map(|r| ("created", r))
+            }
             Some(existing) if existing.metadata.deletion_timestamp.is_some() => {
                 return Err(Problem::new(StatusCode::CONFLICT, "deleting", format!("agent {name:?} is being deleted"))
                     .hint("apply it again once it is gone"));

@@ -20,7 +20,7 @@ pub async fn list(State(state): Ctx) -> Result<Json<Value>, Problem> {
     let (mut records, _) = state.store.list(Kind::Halt).await?;
     records.sort_by_cached_key(Record::key);
     let items: Vec<HaltView> = records.iter().map(HaltView::of).collect();
-    Ok(Json(json!({ "items": items })))
+    Ok(Json(json!({ "items": items, "unreadable": state.latch.unreadable() })))
 }
 
 /// `POST /halts`: the fields of the spec, each under its own name. It stays until it is released unless `release` says otherwise.

@@ -150,7 +150,7 @@ pub async fn spawn(State(state): Ctx, JsonBody(body): JsonBody) -> Result<Respon
     if let Some(uid) = &request.rerun_of {
         check_rerun(&state, &request, uid).await?;
     }
-    check_halts(&state, &request).await?;
+    check_halts(&state, request.namespace.as_str()).await?;
     check_admission(&state, &request, &name).await?;
     match state.store.create(request.to_record(&name)).await {
         Ok(record) => {
@@ -206,13 +206,18 @@ async fn check_rerun(state: &ServerState, request: &Request, uid: &str) -> Resul
 }
 
 /// An agent that is made under a halt is latched as killed, and its task id with it: better to say so before.
-async fn check_halts(state: &ServerState, request: &Request) -> Result<(), Problem> {
+pub(super) async fn check_halts(state: &ServerState, namespace: &str) -> Result<(), Problem> {
+    // A kill of everything that the store does not know of yet means what is made now, too.
+    if let Some(why) = state.latch.halted(namespace) {
+        let hint = "spawn again in a moment; `mosaic halt list` shows what holds".to_owned();
+        return Err(Problem::new(StatusCode::CONFLICT, "halted", format!("{why}: nothing starts")).hint(hint).reason(reason::HALTED));
+    }
     let (records, _) = state.store.list(Kind::Halt).await?;
     for record in records {
         let name = record.metadata.name.clone().unwrap_or_default();
         // A halt that cannot be read counts as one that matches.
         let halt = record.halt().ok().map(|halt| in_force(&name, &halt.spec));
-        if halt.as_ref().is_none_or(|halt| halt.matches(request.namespace.as_str(), &BTreeMap::new())) {
+        if halt.as_ref().is_none_or(|halt| halt.matches(namespace, &BTreeMap::new())) {
             let why =
                 halt.map(|halt| halt.reason).filter(|reason| !reason.is_empty()).map(|reason| format!(" ({reason})")).unwrap_or_default();
             let detail = format!("the halt {name}{why} is engaged: nothing starts");

@@ -46,7 +46,8 @@ pub(super) fn make_folder(path: &Path) -> std::io::Result<()> {
 pub(super) fn names_in(path: &Path) -> std::io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // A stray file in the place of a folder holds nothing.
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     let mut names = Vec::new();

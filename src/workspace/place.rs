@@ -116,7 +116,8 @@ impl Place {
                 let broken = |error: serde_json::Error| io("understand", &path)(std::io::Error::other(error));
                 serde_json::from_slice(&bytes).map(Some).map_err(broken)
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            // A stray file in the place of a folder is none of ours.
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(io("read", &path)(error)),
         }
     }

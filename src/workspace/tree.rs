@@ -186,7 +186,9 @@ pub(super) fn sweep(workspaces: &Workspaces) -> Result<(), WorkspaceError> {
     for parent in [&workspaces.folders.trees, &workspaces.folders.gate_trees] {
         for name in files::names_in(parent).map_err(io("read", parent))? {
             let place = Place { parent: parent.clone(), name };
-            if place.read()?.is_none() {
+            // A stray file is none of ours.
+            let is_folder = std::fs::symlink_metadata(place.folder()).is_ok_and(|found| found.is_dir());
+            if is_folder && place.read()?.is_none() {
                 place.remove()?;
                 workspaces.config.cleanups.tell(Stray::Folder, &format!("a tree that was not begun, {}", place.folder().display()));
             }

@@ -3,6 +3,7 @@
 mod actions;
 mod blind;
 mod conditions;
+mod damaged;
 mod latch;
 
 use crate::e2e::harness::{Mosaic, Remote, condition, gates, program, sandbox_pids, task};

@@ -146,6 +146,9 @@ pub(crate) fn end_left(state: &Path, cleanups: &Cleanups) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
         let left = RunFolder::at(entry.path());
         let prepared: Option<PreparedContainer> = left.read(FILE_PREPARED)?;
         // In a copy of the folder they are another's.
