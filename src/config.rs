@@ -5,7 +5,9 @@
 //! Every limit has a unit, a default and a reason in its help text. No credential is ever a setting; how remotes are reached (`remotes`)
 //! names the files that hold some.
 
+mod check;
 mod folder;
+mod pods;
 mod remotes;
 mod store;
 
@@ -15,15 +17,12 @@ pub use store::StoreChoice;
 
 use crate::api::agent::Driver;
 use crate::api::names::{Namespace, Secret};
-use crate::api::validate::parse_duration;
-use crate::inside::confine::PRIMITIVES;
-use crate::sandbox::docker::IMAGE_DEFAULT;
-use crate::sandbox::docker::image::check_name;
+use crate::sandbox::pod::PodConfig;
 use crate::workspace::{RemoteAccess, check_private};
+use check::Check;
 use serde::{Deserialize, Deserializer};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 /// Where the server listens unless told otherwise.
@@ -60,12 +59,12 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub valkey_prefix: Option<String>,
 
-    /// Where agents run that ask for nothing: auto, docker or process; auto takes docker when an engine answers and has the image, else process [default: auto]
+    /// Where agents run that ask for nothing: auto, docker, process or pod; auto takes pod where pods are made (--link-address), else docker when an engine answers and has the image, else process [default: auto]
     #[arg(long, env = "MOSAIC_DRIVER", value_name = "DRIVER")]
     #[serde(deserialize_with = "scalar")]
     pub driver: Option<String>,
 
-    /// Image of containers whose agents name none; pulled when it is not there [default: mosaic-sandbox:latest]
+    /// Image of containers and pods whose agents name none; pulled when it is not there [default: mosaic-sandbox:latest]
     #[arg(long, env = "MOSAIC_SANDBOX_IMAGE", value_name = "IMAGE")]
     #[serde(deserialize_with = "scalar")]
     pub sandbox_image: Option<String>,
@@ -74,6 +73,51 @@ pub struct Settings {
     #[arg(long, env = "MOSAIC_WARM", value_name = "NUMBER")]
     #[serde(deserialize_with = "scalar")]
     pub warm: Option<String>,
+
+    /// host:port at which pods reach this controller; agents can run in pods then, of the cluster that KUBECONFIG names or that mosaic runs in. Port 0 takes that of --link-listen
+    #[arg(long, env = "MOSAIC_LINK_ADDRESS", value_name = "HOST:PORT")]
+    #[serde(deserialize_with = "scalar")]
+    pub link_address: Option<String>,
+
+    /// Where the link of pods listens; it speaks TLS, and answers nobody without a pod's own token [default: 0.0.0.0:7443]
+    #[arg(long, env = "MOSAIC_LINK_LISTEN", value_name = "ADDRESS:PORT")]
+    #[serde(deserialize_with = "scalar")]
+    pub link_listen: Option<String>,
+
+    /// Pods behind --link-address where that is a Service, as namespace/label=value; repeatable for more labels. Network policies look at pods
+    #[arg(long, env = "MOSAIC_LINK_PODS", value_name = "NAMESPACE/LABEL=VALUE", value_delimiter = ',')]
+    #[serde(deserialize_with = "list")]
+    pub link_pods: Vec<String>,
+
+    /// Image that brings mosaic-init into pods [default: mosaic:latest]
+    #[arg(long, env = "MOSAIC_INIT_IMAGE", value_name = "IMAGE")]
+    #[serde(deserialize_with = "scalar")]
+    pub init_image: Option<String>,
+
+    /// When the images of pods are pulled: Always, IfNotPresent or Never [default: the cluster's]
+    #[arg(long, env = "MOSAIC_IMAGE_PULL_POLICY", value_name = "POLICY")]
+    #[serde(deserialize_with = "scalar")]
+    pub image_pull_policy: Option<String>,
+
+    /// Secret of the agent's namespace with which images are pulled; repeatable
+    #[arg(long, env = "MOSAIC_IMAGE_PULL_SECRET", value_name = "NAME", value_delimiter = ',')]
+    #[serde(deserialize_with = "list")]
+    pub image_pull_secret: Vec<String>,
+
+    /// Label that the nodes of pods must have; repeatable
+    #[arg(long, env = "MOSAIC_NODE_SELECTOR", value_name = "LABEL=VALUE", value_delimiter = ',')]
+    #[serde(deserialize_with = "list")]
+    pub node_selector: Vec<String>,
+
+    /// Taint that pods tolerate; repeatable
+    #[arg(long, env = "MOSAIC_TOLERATION", value_name = "KEY[=VALUE]:EFFECT", value_delimiter = ',')]
+    #[serde(deserialize_with = "list")]
+    pub toleration: Vec<String>,
+
+    /// How long a pod may wait for a node, 10s to 1h; a cluster that grows needs some minutes [default: 5m]
+    #[arg(long, env = "MOSAIC_POD_PENDING_MAX", value_name = "DURATION")]
+    #[serde(deserialize_with = "scalar")]
+    pub pod_pending_max: Option<String>,
 
     /// Folder beneath which repositories may be given as paths; repeatable. Your home folder is always one
     #[arg(long, env = "MOSAIC_LOCAL_REPOS", value_name = "FOLDER", value_delimiter = ':')]
@@ -240,6 +284,15 @@ impl Settings {
             driver: self.driver.or(other.driver),
             sandbox_image: self.sandbox_image.or(other.sandbox_image),
             warm: self.warm.or(other.warm),
+            link_address: self.link_address.or(other.link_address),
+            link_listen: self.link_listen.or(other.link_listen),
+            link_pods: lists(self.link_pods, other.link_pods),
+            init_image: self.init_image.or(other.init_image),
+            image_pull_policy: self.image_pull_policy.or(other.image_pull_policy),
+            image_pull_secret: lists(self.image_pull_secret, other.image_pull_secret),
+            node_selector: lists(self.node_selector, other.node_selector),
+            toleration: lists(self.toleration, other.toleration),
+            pod_pending_max: self.pod_pending_max.or(other.pod_pending_max),
             local_repos: lists(self.local_repos, other.local_repos),
             tool_root: lists(self.tool_root, other.tool_root),
             allow_missing: lists(self.allow_missing, other.allow_missing),
@@ -261,7 +314,7 @@ impl Settings {
 }
 
 /// Everything `mosaic up` needs to know, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Address of the HTTP server; loopback.
     pub listen: SocketAddr,
@@ -275,6 +328,8 @@ pub struct Config {
     pub sandbox_image: String,
     /// Containers that are made and started ahead.
     pub warm: usize,
+    /// How pods are made; `None`: they are not.
+    pub pods: Option<PodConfig>,
     /// Folders beneath which repositories may be given as paths; absolute.
     pub local_repos: Vec<PathBuf>,
     /// Folders that sandboxes see read-only; absolute.
@@ -314,6 +369,7 @@ impl Config {
     pub fn from_settings(settings: Settings, state: PathBuf, home: Option<PathBuf>) -> Result<Self, ConfigError> {
         let mut check = Check::default();
         let starting_default = 2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let pods = check.pods(&settings);
         let mut local_repos = check.folders("local-repos", settings.local_repos);
         local_repos.extend(home.filter(|h| h.is_absolute() && h.parent().is_some()));
         let config = Self {
@@ -328,6 +384,7 @@ impl Config {
             driver: check.driver(settings.driver.as_deref()),
             sandbox_image: check.image(settings.sandbox_image),
             warm: check.number("warm", settings.warm, 0, 0, 50),
+            pods,
             local_repos,
             tool_roots: check.folders("tool-root", settings.tool_root),
             allow_missing: check.primitives(settings.allow_missing),
@@ -345,124 +402,6 @@ impl Config {
             init: settings.init.map(PathBuf::from),
         };
         if check.0.is_empty() { Ok(config) } else { Err(ConfigError::Values(check.0)) }
-    }
-}
-
-/// The sentences about values that cannot be used. Each method gives a value even then: it is thrown away with the whole.
-#[derive(Default)]
-struct Check(Vec<String>);
-
-impl Check {
-    fn listen(&mut self, text: &str) -> SocketAddr {
-        let fallback = SocketAddr::from(([127, 0, 0, 1], 0));
-        let address = if let Some(port) = text.strip_prefix("localhost:") { format!("127.0.0.1:{port}") } else { text.to_owned() };
-        match SocketAddr::from_str(&address) {
-            Ok(found) if found.ip().is_loopback() => found,
-            Ok(found) => {
-                self.0.push(format!(
-                    "listen: {found} can be reached from outside; only loopback addresses are served (127.0.0.1 or [::1]), use a tunnel such as `ssh -L` to get there"
-                ));
-                fallback
-            }
-            Err(_) => {
-                self.0.push(format!("listen: {text:?} is no address and port; write it as {LISTEN_DEFAULT}"));
-                fallback
-            }
-        }
-    }
-
-    fn driver(&mut self, text: Option<&str>) -> Driver {
-        match text {
-            None | Some("auto") => Driver::Auto,
-            Some("docker") => Driver::Docker,
-            Some("process") => Driver::Process,
-            Some(other) => {
-                self.0.push(format!("driver: {other:?} is not one of auto, docker and process"));
-                Driver::Auto
-            }
-        }
-    }
-
-    fn image(&mut self, text: Option<String>) -> String {
-        let text = text.unwrap_or_else(|| IMAGE_DEFAULT.to_owned());
-        if let Err(why) = check_name(&text) {
-            self.0.push(format!("sandbox-image: {why}"));
-        }
-        text
-    }
-
-    fn number<T: FromStr + PartialOrd + std::fmt::Display>(&mut self, name: &str, text: Option<String>, default: T, min: T, max: T) -> T {
-        let Some(text) = text else { return default };
-        match text.trim().parse::<T>() {
-            Ok(value) if value >= min && value <= max => value,
-            Ok(_) | Err(_) => {
-                self.0.push(format!("{name}: {text:?} is no whole number from {min} to {max}"));
-                default
-            }
-        }
-    }
-
-    fn duration(&mut self, name: &str, text: Option<String>, default_seconds: u64, min_seconds: u64, max_seconds: u64) -> Duration {
-        let default = Duration::from_secs(default_seconds);
-        let Some(text) = text else { return default };
-        match parse_duration(text.trim()) {
-            Ok(value) if value >= Duration::from_secs(min_seconds) && value <= Duration::from_secs(max_seconds) => value,
-            Ok(_) | Err(_) => {
-                self.0.push(format!("{name}: {text:?} is no duration from {min_seconds}s to {max_seconds}s (such as 90s, 5m or 1h)"));
-                default
-            }
-        }
-    }
-
-    fn primitives(&mut self, names: Vec<String>) -> Vec<String> {
-        let primitives = PRIMITIVES.iter().filter(|p| p.can_be_allowed()).map(|p| p.name);
-        let limits = crate::sandbox::limits::LIMITS.iter().filter(|limit| limit.required).map(|limit| limit.name);
-        let optional: Vec<&str> = primitives.chain(limits).collect();
-        for name in names.iter().filter(|name| !optional.contains(&name.as_str())) {
-            let why = if PRIMITIVES.iter().any(|p| p.name == name) {
-                "nothing can start without it"
-            } else {
-                "there is no such primitive or limit"
-            };
-            self.0.push(format!("allow-missing: {name:?}: {why}; one of {} can be named", optional.join(", ")));
-        }
-        names
-    }
-
-    fn line(&mut self, name: &str, text: Option<String>, default: &str) -> String {
-        let Some(text) = text else { return default.to_owned() };
-        let text = text.trim().to_owned();
-        // What git itself refuses in an identity, and what would end the header line.
-        if text.is_empty() || text.len() > 200 || text.chars().any(|c| c.is_control() || c == '<' || c == '>') {
-            self.0.push(format!("{name}: use 1 to 200 characters on one line, without < and >"));
-        }
-        text
-    }
-
-    fn namespace(&mut self, text: &str) -> Namespace {
-        Namespace::new(text).unwrap_or_else(|e| {
-            self.0.push(format!("default-namespace: {e}"));
-            Namespace::new("default").expect("a plain word is a namespace")
-        })
-    }
-
-    fn absolute(&mut self, name: &str, path: PathBuf) -> PathBuf {
-        std::path::absolute(&path).unwrap_or_else(|e| {
-            self.0.push(format!("{name}: {path:?}: {e}"));
-            path
-        })
-    }
-
-    fn folders(&mut self, name: &str, texts: Vec<String>) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        for text in texts.into_iter().filter(|t| !t.is_empty()) {
-            match std::fs::canonicalize(&text) {
-                Ok(path) if path.is_dir() => found.push(path),
-                Ok(_) => self.0.push(format!("{name}: {text:?} is no folder")),
-                Err(e) => self.0.push(format!("{name}: {text:?}: {e}")),
-            }
-        }
-        found
     }
 }
 

@@ -179,7 +179,8 @@ fn sandboxes(config: SandboxConfig, docker: DockerConfig) -> Vec<Section> {
 
 fn of_driver(drivers: &Drivers, driver: Driver, titles: [&'static str; 2], allowed: &[String]) -> Vec<Section> {
     let verified = drivers.verified(driver);
-    let primitives = PRIMITIVES.iter().map(|primitive| isolation_row(primitive, driver, &verified, allowed)).collect();
+    let has = |primitive: &&Primitive| need_of(primitive, driver) != Need::Never;
+    let primitives = PRIMITIVES.iter().filter(has).map(|primitive| isolation_row(primitive, driver, &verified, allowed)).collect();
     let limits = LIMITS.iter().map(|limit| limit_row(limit, driver, &verified, allowed)).collect();
     let [isolation, bounds] = titles;
     vec![Section { title: isolation, rows: primitives }, Section { title: bounds, rows: limits }]
@@ -218,12 +219,20 @@ fn engine(docker: &Docker, image: &str) -> Vec<Row> {
     rows
 }
 
+fn need_of(primitive: &Primitive, driver: Driver) -> Need {
+    match driver {
+        Driver::Docker => primitive.docker,
+        Driver::Pod => primitive.pod,
+        Driver::Process | Driver::Auto => primitive.process,
+    }
+}
+
 fn isolation_row(primitive: &Primitive, driver: Driver, verified: &[String], allowed: &[String]) -> Row {
-    let Primitive { name, process, docker, help, .. } = primitive;
-    let need = if driver == Driver::Docker { docker } else { process };
+    let Primitive { name, help, .. } = primitive;
+    let need = need_of(primitive, driver);
     if verified.iter().any(|found| found == name) {
         Row::ok(name, "holds, seen from inside")
-    } else if *need == Need::WherePossible {
+    } else if need == Need::WherePossible {
         Row::weak(name, "does not hold; it is there where the kernel can do it", "a newer kernel")
     } else if allowed.iter().any(|found| found == name) {
         Row::weak(name, "does not hold; allowed to be missing", *help)

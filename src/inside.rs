@@ -4,13 +4,16 @@
 //! (`confine`) and becomes PID 1 (`init`): it tries what is forbidden (`selftest`, with `seccomp` and `landlock`), asks the controller over
 //! the `link` whether it may start, executes the command behind the same, writes its `output` into a capped log, keeps the lease and reports the end. `wire` has what both sides of the link share.
 //!
-//! In a container an engine has made namespaces and mounts; `contained` begins there and goes on as `init` does.
+//! In a container an engine has made namespaces and mounts; `contained` begins there and goes on as `init` does. In a pod nothing is shared
+//! with the controller: `pod` has its files travel (`archive`) over a network (`dial`).
 //!
 //! It is built alone, static and without the controller's dependencies, and never reads configuration: everything comes in the launch
 //! spec. It makes no decision about agents; it only refuses to start or to go on.
 
+pub mod archive;
 pub mod confine;
 mod contained;
+pub mod dial;
 pub mod init;
 pub mod landlock;
 pub mod launch;
@@ -19,6 +22,7 @@ pub mod limits;
 pub mod link;
 pub mod mounts;
 pub mod output;
+mod pod;
 pub mod seccomp;
 pub mod selftest;
 pub mod system;
@@ -36,15 +40,17 @@ const DESCRIPTOR_MIN: i32 = 10;
 
 /// Runs `mosaic-init` with its arguments and returns the exit code.
 pub fn run() -> i32 {
-    let arguments: Vec<String> = std::env::args().skip(1).take(2).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).take(4).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["launch"] => {}
         ["contained"] => return contained::run(),
+        ["pod"] => return pod::run(),
+        ["place", target, volume] => return pod::place(target, volume),
         ["prove"] => return contained::prove(),
         _ => {
             eprintln!(
                 "mosaic-init is started by mosaic itself: mosaic-init launch, with a run's folder as standard input and its lock as output, or \
-                 mosaic-init contained, as PID 1 of a container"
+                 mosaic-init contained or pod, as PID 1 of a container"
             );
             return EXIT_USAGE;
         }

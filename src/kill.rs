@@ -5,6 +5,7 @@
 //!  admin socket ───┼─> Killer::kill ────────┼─> strike      every init by its handle, control groups, frozen ones thawed
 //!  mosaic kill ────┘   (a thread of its own)├─> link        the word to stop; effects are broken off, the records are woken
 //!  (no controller)                          ├─> engine      what the kernel does not show, and containers without a folder
+//!                                           ├─> cluster     pods, by the API server and the word of their kubelet
 //!                                           ├─> pushes      `git` and all that it has started here
 //!                                           └─> look ──> receipts: dead-verified | revoked-unverified | failed
 //! ```
@@ -16,6 +17,7 @@
 
 pub mod admin;
 mod book;
+pub mod cluster;
 pub mod drill;
 pub mod engine;
 pub mod lane;
@@ -133,12 +135,15 @@ impl Killer {
         let notes = std::mem::take(&mut round.notes);
         round.keeping.push(self.keep(notes, runs.iter().map(|target| target.folder.clone()).collect()));
         round.pushing.extend(held.iter().filter(|agent| is_pushing(&agent.folder)).map(|agent| agent.uid.clone()));
-        let mut asking = Ok(None);
+        let (mut asking, mut asking_cluster) = (Ok(None), Ok(None));
         let struck = strike(&runs, round.until, || {
             self.tell_of(&runs, news, held.clone());
+            let pods: Vec<Target> = runs.iter().filter(|target| target.driver == Driver::Pod).cloned().collect();
+            asking_cluster = cluster::begin(&pods, round.request, round.until);
             asking = self.ask_engine(round, &runs);
         });
-        let answer = answer_of(asking);
+        let mut answer = answer_of(asking);
+        answer.saw.extend(of_cluster(asking_cluster));
         for (target, struck) in runs.into_iter().zip(struck) {
             round.done.insert(target.run.clone());
             let said = answer.saw.get(&target.run).cloned();
@@ -460,6 +465,11 @@ fn settle(keeping: Vec<Keeping>, started: Instant, warnings: &mut Vec<String>) -
         }
     }
     last
+}
+
+/// What the cluster said; its silence is unknown.
+fn of_cluster(asking: std::io::Result<Option<JoinHandle<cluster::Answer>>>) -> cluster::Answer {
+    asking.ok().flatten().and_then(|thread| thread.join().ok()).unwrap_or_default()
 }
 
 /// What the engine said; that it could not be asked is as good as its silence.

@@ -1,10 +1,12 @@
-//! `trait Sandbox`: where an agent or a gate runs. One contract, several drivers: `process` and `docker`, served side by side by `Drivers`.
+//! `trait Sandbox`: where an agent or a gate runs. One contract, several drivers: `process`, `docker` and `pod`, served side by side by
+//! `Drivers`.
 //!
 //! `ensure` makes a sandbox and grants its start; `observe` looks; `stop` is SIGKILL and a look that nothing is left; `remove` takes
 //! the rest away. All are idempotent and addressed by `RunId`. A sandbox outlives the controller: after a restart `observe` finds it
 //! again (adoption), and its lease is renewed as if nothing had been. Every run's folder carries the uid, attempt and epoch.
 //! One contract suite (`tests/it/contracts/sandbox.rs`) runs on every driver.
 
+mod bridge;
 pub mod cgroup;
 mod config;
 pub mod docker;
@@ -15,6 +17,7 @@ pub mod kill;
 pub mod limits;
 pub mod link;
 pub mod logs;
+pub mod pod;
 mod process;
 pub mod runs;
 
@@ -90,6 +93,19 @@ pub enum SandboxError {
         #[source]
         source: Box<EngineError>,
     },
+    /// The cluster did not do it; unless it said no, it may still.
+    #[error("failed to {what} pod of {run}")]
+    Cluster {
+        /// Verb.
+        what: &'static str,
+        /// Which run.
+        run: RunId,
+        /// Whether it may still happen.
+        unknown: bool,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A newer attempt or epoch was seen.
     #[error("refused: {0}")]
     Fenced(String),
@@ -121,7 +137,16 @@ impl SandboxError {
     /// Whether what was tried may still happen.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
-        matches!(self, Self::Engine { source, .. } if source.is_unknown())
+        match self {
+            Self::Engine { source, .. } => source.is_unknown(),
+            Self::Cluster { unknown, .. } => *unknown,
+            Self::Unsupported(_)
+            | Self::Refused { .. }
+            | Self::Fenced(_)
+            | Self::Unverified { .. }
+            | Self::Failed { .. }
+            | Self::CannotObserve(_) => false,
+        }
     }
 
     /// The reason of it, as it is written into records.
@@ -130,7 +155,9 @@ impl SandboxError {
         match self {
             Self::Refused { why, .. } => why.reason(),
             Self::Engine { source, .. } if source.is_unknown() => reason::ENGINE_UNAVAILABLE,
+            Self::Cluster { unknown: true, .. } => reason::CLUSTER_UNAVAILABLE,
             Self::Engine { .. }
+            | Self::Cluster { .. }
             | Self::Unsupported(_)
             | Self::Fenced(_)
             | Self::Unverified { .. }
@@ -167,6 +194,12 @@ pub enum Refusal {
     RuntimeNotFound,
     /// Isolation or a limit is not in force.
     NotIsolated,
+    /// No node of the cluster takes the pod.
+    Unschedulable,
+    /// The namespace's quota is used up.
+    QuotaExceeded,
+    /// The cluster takes no such pod: admission, rights, or what it names is not there.
+    PodRefused,
 }
 
 impl Refusal {
@@ -183,6 +216,9 @@ impl Refusal {
             Self::ImagePlatform => reason::IMAGE_PLATFORM,
             Self::RuntimeNotFound => reason::RUNTIME_NOT_FOUND,
             Self::NotIsolated => reason::NOT_ISOLATED,
+            Self::Unschedulable => reason::UNSCHEDULABLE,
+            Self::QuotaExceeded => reason::QUOTA_EXCEEDED,
+            Self::PodRefused => reason::POD_REFUSED,
         }
     }
 
@@ -191,8 +227,20 @@ impl Refusal {
     pub fn is_invalid(self) -> bool {
         match self {
             Self::DriverNotServed | Self::ImageNotFound | Self::ImageRefused | Self::ImagePlatform | Self::RuntimeNotFound => true,
-            Self::EngineUnavailable | Self::FilesNotShared | Self::ImagePullFailed | Self::NotIsolated => false,
+            Self::EngineUnavailable
+            | Self::FilesNotShared
+            | Self::ImagePullFailed
+            | Self::NotIsolated
+            | Self::Unschedulable
+            | Self::QuotaExceeded
+            | Self::PodRefused => false,
         }
+    }
+
+    /// Whether waiting may be all that it needs: a node or an image may be on its way.
+    #[must_use]
+    pub fn may_pass(self) -> bool {
+        self == Self::Unschedulable
     }
 }
 

@@ -218,7 +218,8 @@ async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>, cl
             tracing::warn!(missing, "sandboxes may start without these primitives of isolation and limits");
         }
         let tools = tools::report(&sandboxes.tool_roots);
-        let sandbox = Drivers::open(sandboxes, docker_config(&config)?, Driver::Process).map_err(part("the sandboxes"))?;
+        let opened = Drivers::open_with_pods(sandboxes, docker_config(&config)?, config.pods.clone(), Driver::Process);
+        let sandbox = opened.map_err(part("the sandboxes"))?;
         let (driver, why) = choose_driver(&sandbox, config.driver, &config.sandbox_image)?;
         sandbox.set_default(driver);
         let tree_mode = if sandbox.docker().sees_mounts() { TreeModeWish::Auto } else { TreeModeWish::Checkout };
@@ -235,13 +236,23 @@ async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>, cl
     opened.await.map_err(part("the sandboxes"))?
 }
 
-/// Where agents run that ask for nothing, and what to say about that: what was asked for must work; auto takes containers where an engine
-/// has the image, else processes.
+/// Where agents run that ask for nothing, and what to say about that: what was asked for must work; auto takes pods where this controller
+/// makes some, else containers where an engine has the image, else processes.
 fn choose_driver(drivers: &Drivers, wish: Driver, image: &str) -> Result<(Driver, Vec<String>), UpError> {
     let test = |driver: Driver| drivers.test(driver).map_err(|e| crate::causes::one_line(&e));
     let has_image = || drivers.docker().has_default_image().map_err(|e| crate::causes::one_line(&e));
     let engine = || format!("containers: engine at {}, image {image}", drivers.docker().host());
     let fail = |part: &'static str| move |why: String| UpError::Part { part, why };
+    if wish == Driver::Pod || wish == Driver::Auto {
+        match drivers.pods() {
+            Some(link) => return Ok((Driver::Pod, vec![format!("pods: {link}")])),
+            None if wish == Driver::Pod => {
+                let why = "pods need an address at which they reach this controller: give it with --link-address HOST:PORT";
+                return Err(fail("the pod sandbox")(why.to_owned()));
+            }
+            None => {}
+        }
+    }
     if wish == Driver::Docker {
         test(Driver::Docker).map_err(fail("the docker sandbox"))?;
         let missing = !has_image().map_err(fail("the docker sandbox"))?;

@@ -145,6 +145,14 @@ pub mod reason {
     pub const RUNTIME_NOT_FOUND: &str = "RuntimeNotFound";
     /// Isolation or a limit that a sandbox needs is not in force.
     pub const NOT_ISOLATED: &str = "NotIsolated";
+    /// No node of the cluster takes the sandbox's pod, in the scheduler's words.
+    pub const UNSCHEDULABLE: &str = "Unschedulable";
+    /// The quota of the agent's namespace has no room for the sandbox's pod.
+    pub const QUOTA_EXCEEDED: &str = "QuotaExceeded";
+    /// The cluster takes no such pod; the message has its words.
+    pub const POD_REFUSED: &str = "PodRefused";
+    /// The API server does not answer, so that no pod can be made now.
+    pub const CLUSTER_UNAVAILABLE: &str = "ClusterUnavailable";
     /// The workspace could not be made, read or removed.
     pub const WORKSPACE_FAILED: &str = "WorkspaceFailed";
     /// A mistake of this program.

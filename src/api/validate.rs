@@ -358,7 +358,6 @@ fn not_built(spec: &AgentSpec) -> Vec<String> {
     };
     let sandbox = spec.sandbox.clone().unwrap_or_default();
     let is_process = sandbox.driver == Some(Driver::Process);
-    say(matches!(sandbox.driver, Some(Driver::Pod)), "spec.sandbox.driver pod", "use docker, process or auto");
     say(is_process && sandbox.image.is_some(), "spec.sandbox.image with driver process", "it uses the host's tools; leave one of them out");
     say(sandbox.egress.is_some_and(|e| !e.is_empty()), "spec.sandbox.egress", "agents have no network; leave it out");
     let runtime = is_process && sandbox.runtime_class.is_some();

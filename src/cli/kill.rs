@@ -38,6 +38,9 @@ pub(super) struct Kill {
     /// Only agents of the namespace that --namespace names
     #[arg(long, requires = "all", conflicts_with = "names")]
     this_namespace: bool,
+    /// You know that the node of their pods is gone for good (powered off, destroyed): count them as dead although nobody can look. Written to the audit log. Wrongly said it lets two live agents work on one branch. Only beside the controller, not over --server
+    #[arg(long, conflicts_with = "all")]
+    node_is_gone: bool,
 }
 
 impl Kill {
@@ -99,6 +102,7 @@ impl Kill {
             namespace,
             reason: self.reason.clone(),
             hold: self.hold,
+            node_is_gone: self.node_is_gone,
             who: "command line".to_owned(),
         }
     }

@@ -36,6 +36,8 @@ pub struct Primitive {
     pub process: Need,
     /// Whether a container may.
     pub docker: Need,
+    /// Whether a pod may.
+    pub pod: Need,
     /// Looks whether it holds, from inside.
     pub holds: fn(&Evidence) -> bool,
     /// What helps where it is missing.
@@ -43,16 +45,24 @@ pub struct Primitive {
 }
 
 impl Primitive {
-    /// What an engine makes only where it is set up for it.
-    const fn where_possible_in_docker(mut self) -> Self {
+    /// What engines and kubelets make only where they are set up for it.
+    const fn where_possible_in_containers(mut self) -> Self {
         self.docker = Need::WherePossible;
+        self.pod = Need::WherePossible;
+        self
+    }
+
+    /// What only a pod can have.
+    const fn of_pods(mut self) -> Self {
+        self.process = Need::Never;
+        self.docker = Need::Never;
         self
     }
 
     /// Whether an operator can do without it, with some driver.
     #[must_use]
     pub fn can_be_allowed(&self) -> bool {
-        [self.process, self.docker].contains(&Need::UnlessAllowed)
+        [self.process, self.docker, self.pod].contains(&Need::UnlessAllowed)
     }
 }
 
@@ -65,6 +75,8 @@ pub enum Need {
     UnlessAllowed,
     /// It is there where the kernel can do it.
     WherePossible,
+    /// The driver has no such thing.
+    Never,
 }
 
 /// Whether a primitive may be missing where the operator allows these.
@@ -79,10 +91,16 @@ const HELP_OWN: &str = "init sets this itself: a seccomp profile of the containe
 
 /// Everything that isolation is made of.
 pub const PRIMITIVES: &[Primitive] = &[
-    always("user-namespace", |e| e.is_new("user") && e.has_single_id(), HELP_USER_NAMESPACE).where_possible_in_docker(),
+    always("user-namespace", |e| e.is_new("user") && e.has_single_id(), HELP_USER_NAMESPACE).where_possible_in_containers(),
     always("pid-namespace", |e| e.is_new("pid") && e.pid == 1, HELP_ROOT),
     always("mount-namespace", |e| e.is_new("mnt") && e.root_is_read_only, HELP_ROOT),
-    unless_allowed("network-namespace", |e| e.is_new("net") && e.interfaces == ["lo"], HELP_ROOT),
+    unless_allowed("network-namespace", |e| e.is_new("net") && (e.pod || e.interfaces == ["lo"]), HELP_ROOT),
+    unless_allowed(
+        "network-policy",
+        |e| e.closed,
+        "the pod could reach the API server: the cluster's network plugin must enforce NetworkPolicy (Calico, Cilium, …)",
+    )
+    .of_pods(),
     unless_allowed("ipc-namespace", |e| e.is_new("ipc"), HELP_ROOT),
     unless_allowed("uts-namespace", |e| e.is_new("uts"), HELP_ROOT),
     always("unprivileged-uid", Evidence::has_own_ids, HELP_OWN),
@@ -99,7 +117,7 @@ pub const PRIMITIVES: &[Primitive] = &[
         |e| e.trial.landlock,
         "it needs Linux 5.19 with CONFIG_SECURITY_LANDLOCK and `landlock` in the boot parameter lsm= (see /sys/kernel/security/lsm); a container's seccomp profile must allow its calls",
     )
-    .where_possible_in_docker(),
+    .where_possible_in_containers(),
     always("init-untouchable", |e| e.trial.untouchable, "the sysctl fs.suid_dumpable must be 0 or 2, and /proc that of the sandbox"),
     unless_allowed("no-core-dumps", |e| e.core_bytes_max == Some(0), HELP_OWN),
     unless_allowed(
@@ -116,15 +134,15 @@ pub const PRIMITIVES: &[Primitive] = &[
 pub const HELP_USER_NAMESPACE: &str = "the sysctls user.max_user_namespaces must be above 0 and kernel.unprivileged_userns_clone 1 where it exists; on Ubuntu kernel.apparmor_restrict_unprivileged_userns must be 0 or a profile allow it; a container's seccomp profile must allow unshare";
 
 const fn always(name: &'static str, holds: fn(&Evidence) -> bool, help: &'static str) -> Primitive {
-    Primitive { name, process: Need::Always, docker: Need::Always, holds, help }
+    Primitive { name, process: Need::Always, docker: Need::Always, pod: Need::Always, holds, help }
 }
 
 const fn unless_allowed(name: &'static str, holds: fn(&Evidence) -> bool, help: &'static str) -> Primitive {
-    Primitive { name, process: Need::UnlessAllowed, docker: Need::UnlessAllowed, holds, help }
+    Primitive { name, process: Need::UnlessAllowed, docker: Need::UnlessAllowed, pod: Need::UnlessAllowed, holds, help }
 }
 
 const fn where_possible(name: &'static str, holds: fn(&Evidence) -> bool) -> Primitive {
-    Primitive { name, process: Need::WherePossible, docker: Need::WherePossible, holds, help: "" }
+    Primitive { name, process: Need::WherePossible, docker: Need::WherePossible, pod: Need::WherePossible, holds, help: "" }
 }
 
 /// Enters a user namespace in which an ordinary user may make the other namespaces and mounts: the launcher itself is in it, and what it
@@ -187,6 +205,13 @@ pub fn drop_privileges(spec: &LaunchSpec) -> Result<(), String> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| format!("failed to hide memory: {e}"))
 }
 
+/// The namespaces in which every Linux begins and that have the same inode everywhere (`include/linux/proc_ns.h`).
+#[must_use]
+pub fn first_namespaces() -> Vec<(String, u64)> {
+    let known = [("ipc", 0xEFFF_FFFF), ("uts", 0xEFFF_FFFE), ("user", 0xEFFF_FFFD), ("pid", 0xEFFF_FFFC)];
+    known.map(|(kind, inode)| (kind.to_owned(), inode)).into()
+}
+
 /// Inodes of the launcher's namespaces, to compare with.
 /// # Errors
 /// `/proc` cannot be read.
@@ -205,6 +230,8 @@ pub struct Evidence {
     gid: u32,
     unprivileged: bool,
     contained: bool,
+    pod: bool,
+    closed: bool,
     pid: i32,
     interfaces: Vec<String>,
     root_is_read_only: bool,
@@ -219,7 +246,7 @@ impl Evidence {
     /// Looks, and tries.
     /// # Errors
     /// Something could not be looked at: nothing may start.
-    pub fn collect(host: Vec<(String, u64)>, spec: &LaunchSpec, confinement: &Confinement) -> Result<Self, String> {
+    pub fn collect(host: Vec<(String, u64)>, spec: &LaunchSpec, confinement: &Confinement, closed: bool) -> Result<Self, String> {
         let read = |path: &str| system::read_small(path).map_err(|e| format!("failed to read {path}: {e}"));
         let devices = read("/proc/net/dev")?;
         let name_of = |line: &str| line.split_once(':').map(|(name, _)| name.trim().to_owned());
@@ -233,6 +260,8 @@ impl Evidence {
             gid: spec.gid,
             unprivileged: spec.unprivileged,
             contained: spec.contained,
+            pod: spec.pod,
+            closed,
             pid: rustix::process::getpid().as_raw_nonzero().get(),
             interfaces: devices.lines().filter_map(name_of).collect(),
             root_is_read_only: root.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
@@ -246,7 +275,12 @@ impl Evidence {
 
     fn is_new(&self, kind: &str) -> bool {
         let find = |list: &[(String, u64)]| list.iter().find(|(k, _)| *k == kind).map(|(_, inode)| *inode);
-        matches!((find(&self.host), find(&self.mine)), (Some(host), Some(mine)) if host != mine)
+        match (find(&self.host), find(&self.mine)) {
+            (Some(host), Some(mine)) => host != mine,
+            // Of a pod's host only those are known that are the same on every host; there is no pod without the others.
+            (None, Some(_)) => self.pod,
+            (_, None) => false,
+        }
     }
 
     fn status_field(&self, name: &str) -> &str {
@@ -285,9 +319,13 @@ impl Evidence {
     /// A primitive is not in force, and the operator has not allowed that. Says what helps.
     pub fn isolation(&self, allow_missing: &[String]) -> Result<Vec<String>, String> {
         let mut names = Vec::new();
-        for Primitive { name, process, docker, holds, help } in PRIMITIVES {
-            let need = if self.contained { docker } else { process };
-            let may_miss = *need == Need::WherePossible || may_miss(name, allow_missing);
+        for Primitive { name, process, docker, pod, holds, help } in PRIMITIVES {
+            let need = match (self.pod, self.contained) {
+                (true, _) => pod,
+                (false, true) => docker,
+                (false, false) => process,
+            };
+            let may_miss = matches!(need, Need::WherePossible | Need::Never) || may_miss(name, allow_missing);
             if holds(self) {
                 names.push((*name).to_owned());
             } else if !may_miss {

@@ -6,7 +6,8 @@
 //! who asks by the kernel's word on the other end of the socket; nobody but PID 1 of this very container gets anything.
 
 use crate::inside::init::Brought;
-use crate::inside::limits::Doors;
+use crate::inside::limits::{Doors, GROUPS_INSIDE};
+use crate::inside::link::Way;
 use crate::inside::wire::{CONTROL_INSIDE, ExitCause, ExitReport, Handover, SOCKET_FILES};
 use crate::inside::{EXIT_FAILED, init, output, system};
 use rustix::fs::{Mode, OFlags};
@@ -29,8 +30,6 @@ const STOOD_MILLIS: u64 = 100;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// Largest answer.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Control groups of this container as it sees them: version 1 has a place for each controller.
-const GROUPS: [&str; 3] = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids", "/sys/fs/cgroup"];
 /// Longest proof.
 const PROOF_BYTES_MAX: u64 = 4096;
 
@@ -68,9 +67,9 @@ fn prepare(handover: Handover, files: &Files) -> Result<ExitReport, String> {
     let log = files.log.try_clone().map(File::from).and_then(output::Ring::open).map_err(|e| format!("failed to open the log: {e}"))?;
     crate::inside::limits::check_from_inside(&launch.limits)?;
     let doors = Doors::open(&launch.limits)?;
-    let groups = GROUPS.map(std::path::PathBuf::from);
+    let groups = GROUPS_INSIDE.map(std::path::PathBuf::from);
     let before = crate::inside::limits::count(&groups);
-    let mut report = init::run(&launch, Brought { host: host_namespaces, control, log, doors }, || {});
+    let mut report = init::run(&launch, Brought { host: host_namespaces, way: Way::Socket(control), log, doors, closed: false }, |_| {});
     let after = crate::inside::limits::count(&groups);
     report.counters = Some(after.since(&before));
     Ok(report)

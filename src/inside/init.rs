@@ -7,13 +7,13 @@
 use crate::inside::confine::Evidence;
 use crate::inside::lease::{Lease, Tick};
 use crate::inside::limits::Doors;
-use crate::inside::link::LinkClient;
+use crate::inside::link::{LinkClient, Way};
 use crate::inside::output::Ring;
 use crate::inside::selftest::Confinement;
 use crate::inside::system;
 use crate::inside::wire::{
-    ExitCause, ExitReport, GrantAnswer, GrantRequest, HOME, LaunchSpec, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest, USER, WORKSPACE,
-    Word, hold_millis,
+    ENV_PREFIX, ExitCause, ExitReport, GrantAnswer, GrantRequest, HOME, LaunchSpec, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest,
+    USER, WORKSPACE, Word, hold_millis,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -39,35 +39,37 @@ const SECRET_BYTES: usize = 32;
 pub struct Brought {
     /// The host's namespaces.
     pub host: Vec<(String, u64)>,
-    /// Folder of the control socket.
-    pub control: OwnedFd,
+    /// Where the controller is asked.
+    pub way: Way,
     /// Where output goes.
     pub log: Ring,
     /// Doors of the control groups.
     pub doors: Doors,
+    /// Whether a policy was seen to close the network of its pod.
+    pub closed: bool,
 }
 
 /// Runs the command of a confined sandbox to its end. `wait` returns when the grant may be
-/// asked for; it is called after all looks from inside.
-pub fn run(spec: &LaunchSpec, brought: Brought, wait: impl FnOnce()) -> ExitReport {
-    let Brought { host, control, log, doors } = brought;
+/// asked for; it is called after all looks from inside, with the session secret.
+pub fn run(spec: &LaunchSpec, brought: Brought, wait: impl FnOnce(&str)) -> ExitReport {
+    let Brought { host, way, log, doors, closed } = brought;
     let not_started = |text: String| ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0, counters: None };
     let prepare = || -> Result<(Vec<String>, Confinement, String, OwnedFd), String> {
         let mut confinement = Confinement::prepare(spec.contained, spec.limits.memory_watched);
-        let evidence = Evidence::collect(host, spec, &confinement)?;
+        let evidence = Evidence::collect(host, spec, &confinement, closed)?;
         let mut isolation = evidence.isolation(&spec.allow_missing)?;
         isolation.extend(spec.limits.enforced.iter().cloned());
         confinement.keep_what_holds(evidence.trial());
         let secret = make_secret().map_err(|e| format!("failed to make a session secret: {e}"))?;
         let children = system::child_signals().map_err(|e| format!("failed to listen for children: {e}"))?;
-        wait();
+        wait(&secret);
         Ok((isolation, confinement, secret, children))
     };
     let (isolation, confinement, secret, children) = match prepare() {
         Ok(prepared) => prepared,
         Err(text) => return not_started(text),
     };
-    let mut link = LinkClient::new(control);
+    let mut link = LinkClient::new(way);
     let request = GrantRequest { run: spec.run.clone(), epoch: spec.epoch, secret: secret.clone(), isolation };
     let epoch = match ask_for_grant(&mut link, &request, spec.lease_millis) {
         Ok(epoch) => epoch,
@@ -177,7 +179,10 @@ fn link_beneath_home(place: &Path, target: &Path) -> rustix::io::Result<()> {
 
 /// What the command gets: init's own, then the run's. In a container what the image says comes before both, and its programs after the tools.
 fn environment(spec: &LaunchSpec) -> Vec<(String, String)> {
-    let image: Vec<(String, String)> = if spec.contained { std::env::vars().collect() } else { Vec::new() };
+    // What is init's own, and where a cluster is, is nothing to the command.
+    let is_hidden = |name: &str| name.starts_with(ENV_PREFIX) || (spec.pod && name.starts_with("KUBERNETES_"));
+    let image: Vec<(String, String)> =
+        if spec.contained { std::env::vars().filter(|(name, _)| !is_hidden(name)).collect() } else { Vec::new() };
     let of_image = image.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_str());
     let search_path: Vec<&str> =
         [Some(spec.search_path.as_str()), of_image].into_iter().flatten().filter(|path| !path.is_empty()).collect();
@@ -222,9 +227,12 @@ impl Init {
             }
             self.wait(now);
             self.take_output();
-            self.reap();
+            let is_told = self.reap();
             if let Some(cause) = self.exit.take() {
                 return cause;
+            }
+            if is_told {
+                return ExitCause::Stopped;
             }
             match self.link.receive::<RenewAnswer>() {
                 Some(answer) if answer.epoch < self.epoch => {}
@@ -271,15 +279,15 @@ impl Init {
         }
     }
 
-    /// Takes in every child that has ended; the command's end is remembered.
-    fn reap(&mut self) {
-        let mut signals = [0; 1024];
-        while matches!(rustix::io::read(&self.children, &mut signals), Ok(length) if length > 0) {}
+    /// Takes in every child that has ended; the command's end is remembered. Returns whether somebody outside told us to end.
+    fn reap(&mut self) -> bool {
+        let is_told = system::take_signals(&self.children);
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if pid.as_raw_nonzero().get() == self.child {
                 self.exit = Some(cause_of(status));
             }
         }
+        is_told
     }
 
     /// SIGKILLs everything else in the namespace until nothing is left, then takes the rest of the output.
@@ -292,8 +300,7 @@ impl Init {
                 Ok(None) | Err(_) => {
                     let fds = &mut [PollFd::from_borrowed_fd(self.children.as_fd(), PollFlags::IN)];
                     let _ = rustix::event::poll(fds, Some(&timespec(KILL_ROUND_MILLIS)));
-                    let mut signals = [0; 1024];
-                    let _ = rustix::io::read(&self.children, &mut signals);
+                    system::take_signals(&self.children);
                 }
             }
         }

@@ -7,6 +7,7 @@
 
 use crate::inside::init::Brought;
 use crate::inside::limits::{self, Doors};
+use crate::inside::link::Way;
 use crate::inside::wire::{
     DRAFT, ExitCause, ExitReport, FILE_EXIT, FILE_IDENTITY, FILE_LAUNCHER, FILE_SPEC, FILE_STOPPED, FILE_WAIT, FOLDER_CONTROL, LaunchSpec,
     SpecFile, WaitReport,
@@ -197,7 +198,7 @@ fn become_init(spec: LaunchSpec, prepared: Prepared, namespaces: libc::c_int, mu
     await_word(&mut inside, MAPPED);
     let Prepared { brought, exit } = prepared;
     let report = match confine::drop_privileges(&spec) {
-        Ok(()) => init::run(&spec, brought, move || await_word(&mut inside, GO)),
+        Ok(()) => init::run(&spec, brought, move |_| await_word(&mut inside, GO)),
         Err(text) => ExitReport { cause: ExitCause::NotStarted(text), duration_millis: 0, counters: None },
     };
     let bytes = serde_json::to_vec(&report).expect("a report is plain data");
@@ -241,9 +242,10 @@ impl Prepared {
             .map_err(|e| format!("failed to make {FILE_EXIT}: {e}"))?;
         let brought = Brought {
             host: confine::host_namespaces()?,
-            control,
+            way: Way::Socket(control),
             log: log.map_err(|e| format!("failed to open the log: {e}"))?,
             doors: Doors::open(&spec.limits)?,
+            closed: false,
         };
         Ok(Self { brought, exit: File::from(exit) })
     }

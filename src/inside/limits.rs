@@ -139,6 +139,9 @@ const LIMIT_FILES: [(&str, [&str; 2]); 2] = [
     ("pids", ["/sys/fs/cgroup/pids/pids.max", "/sys/fs/cgroup/pids.max"]),
 ];
 
+/// Control groups of this container as it sees them: version 1 has a place for each controller.
+pub const GROUPS_INSIDE: [&str; 3] = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids", "/sys/fs/cgroup"];
+
 /// Looks from inside whether the limits of a container are in force. Where its control group is not shown, the engine's word has to do.
 /// # Errors
 /// A limit is not in force, or higher than it should be.

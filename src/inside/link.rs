@@ -1,8 +1,9 @@
-//! init's side of the link: one request at a time, without blocking, each on a connection of its own.
+//! init's side of the link: one request at a time, without blocking, each on a connection of its own; in a pod a thread has the connection.
 //!
 //! The control folder was opened on the host before the root changed; the socket in it is looked up at each request, so that one which
 //! a restarted controller has bound anew is found. The agent cannot see the folder: it is in no mount of the sandbox.
 
+use crate::inside::dial::Dialer;
 use crate::inside::system;
 use crate::inside::wire::SOCKET_CONTROL;
 use serde::Serialize;
@@ -10,15 +11,25 @@ use serde::de::DeserializeOwned;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Longest answer.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Waiting time after a failed request.
 const RETRY_MILLIS: u64 = 100;
 
-/// A client of the control socket.
+/// Where the controller is asked.
+pub enum Way {
+    /// At the control socket in this folder.
+    Socket(OwnedFd),
+    /// Over the network.
+    Tls(Arc<Dialer>),
+}
+
+/// A client of the link.
 pub struct LinkClient {
-    folder: OwnedFd,
+    way: Way,
     request: Option<Request>,
     retry_at: u64,
 }
@@ -30,10 +41,10 @@ struct Request {
 }
 
 impl LinkClient {
-    /// A client of the socket in this folder.
+    /// A client that asks there.
     #[must_use]
-    pub fn new(folder: OwnedFd) -> Self {
-        Self { folder, request: None, retry_at: 0 }
+    pub fn new(way: Way) -> Self {
+        Self { way, request: None, retry_at: 0 }
     }
 
     /// Whether no request is under way and one may be sent now.
@@ -61,18 +72,26 @@ impl LinkClient {
     }
 
     /// Sends a request; without success it is as if the answer had failed.
-    pub fn send(&mut self, path: &str, body: &impl Serialize, patience_millis: u64) {
+    pub fn send(&mut self, path: &'static str, body: &impl Serialize, patience_millis: u64) {
         let now = system::boot_millis();
-        match self.try_send(path, body) {
+        match self.try_send(path, body, patience_millis) {
             Ok(stream) => self.request = Some(Request { stream, answer: Vec::new(), give_up_at: now + patience_millis }),
             Err(_) => self.retry_at = now + RETRY_MILLIS,
         }
     }
 
-    fn try_send(&self, path: &str, body: &impl Serialize) -> io::Result<UnixStream> {
-        let mut stream = UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET_CONTROL}", self.folder.as_raw_fd()))?;
-        stream.set_nonblocking(true)?;
+    fn try_send(&self, path: &'static str, body: &impl Serialize, patience_millis: u64) -> io::Result<UnixStream> {
         let body = serde_json::to_vec(body)?;
+        let folder = match &self.way {
+            Way::Socket(folder) => folder,
+            Way::Tls(dialer) => {
+                let stream = dialer.begin(path, body, Duration::from_millis(patience_millis))?;
+                stream.set_nonblocking(true)?;
+                return Ok(stream);
+            }
+        };
+        let mut stream = UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET_CONTROL}", folder.as_raw_fd()))?;
+        stream.set_nonblocking(true)?;
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: mosaic\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()

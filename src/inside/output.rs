@@ -122,6 +122,18 @@ impl Ring {
         Ok(Self { file, counters })
     }
 
+    /// Offset after the last byte.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.counters.end
+    }
+
+    /// Size of the ring.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.counters.capacity
+    }
+
     /// Appends; the oldest bytes go when there is no room.
     /// # Errors
     /// The disk refuses; the bytes are lost, later ones may succeed.

@@ -123,7 +123,7 @@ fn change_mount(folder: RawFd, path: &Path, attributes: u64, propagation: u64, f
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Blocks SIGCHLD and returns a descriptor that is readable when a child has ended.
+/// Blocks SIGCHLD and SIGTERM and returns a descriptor that is readable when a child has ended, or somebody told us to end.
 /// # Errors
 /// No descriptor is left.
 pub fn child_signals() -> io::Result<OwnedFd> {
@@ -132,9 +132,27 @@ pub fn child_signals() -> io::Result<OwnedFd> {
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
         libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
         let fd = libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
         if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+/// Reads all signals that wait at a descriptor of `child_signals`. Returns whether one of them was SIGTERM from outside our pid namespace:
+/// there the sender has no number here. From within anybody could send it.
+pub fn take_signals(signals: &OwnedFd) -> bool {
+    let mut is_told = false;
+    loop {
+        // SAFETY: signalfd_siginfo is plain data; zero is valid.
+        let mut found: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
+        let size = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: the pointer is valid for writes of that size.
+        let length = unsafe { libc::read(signals.as_raw_fd(), (&raw mut found).cast(), size) };
+        if usize::try_from(length) != Ok(size) {
+            return is_told;
+        }
+        is_told |= found.ssi_signo == libc::SIGTERM.cast_unsigned() && found.ssi_pid == 0;
     }
 }
 

@@ -4,6 +4,9 @@
 //! The link is HTTP/1.1 over a Unix socket, one request per connection, JSON bodies:
 //! `POST /v1/grant` ([`GrantRequest`] -> [`GrantAnswer`]) asks once whether the command may run; `POST /v1/renew`
 //! ([`RenewRequest`] -> [`RenewAnswer`]) is a long poll that renews the lease, or brings the word to stop.
+//! The init of a pod reaches the same over TLS, with the pod's own token in each request, and more: `POST /v1/begin` gives it what the other
+//! ones are handed ([`Beginning`]), `/v1/fetch` the files in pieces, `/v1/output` takes pieces of the log, `/v1/tree` and `/v1/take`
+//! ([`Take`]) what has changed in the tree, `/v1/exit` ([`ExitNotice`]) the last word.
 //!
 //! Progress: a line on standard output `{"progress": {"fraction": 0.5, "message": "half of it"}}`; both fields are optional.
 
@@ -56,6 +59,40 @@ pub const INIT_INSIDE: &str = "/mosaic/init";
 pub const PATH_GRANT: &str = "/v1/grant";
 /// Path of the renewal.
 pub const PATH_RENEW: &str = "/v1/renew";
+/// Path of the question how to begin, in a pod.
+pub const PATH_BEGIN: &str = "/v1/begin";
+/// Path of the pieces of the files that a pod begins with.
+pub const PATH_FETCH: &str = "/v1/fetch";
+/// Path of the pieces of a pod's output.
+pub const PATH_OUTPUT: &str = "/v1/output";
+/// Path of the pieces of what has changed in a pod's files.
+pub const PATH_TREE: &str = "/v1/tree";
+/// Path of the word that all pieces are there.
+pub const PATH_TAKE: &str = "/v1/take";
+/// Path of a pod's last word.
+pub const PATH_EXIT: &str = "/v1/exit";
+/// Header with the name of the run's folder.
+pub const HEADER_RUN: &str = "mosaic-run";
+/// Header with the session secret.
+pub const HEADER_SECRET: &str = "mosaic-secret";
+/// Header with where in the whole a piece begins.
+pub const HEADER_OFFSET: &str = "mosaic-offset";
+/// Header with the number of what a piece belongs to.
+pub const HEADER_NUMBER: &str = "mosaic-number";
+/// Largest piece.
+pub const PIECE_BYTES_MAX: usize = 2 << 20;
+/// Name by which the controller's certificate is known; addresses may change.
+pub const LINK_NAME: &str = "link.mosaicstack.dev";
+/// Variable of a pod: addresses of the link, separated by commas.
+pub const ENV_LINK: &str = "MOSAIC_LINK";
+/// Variable of a pod: certificate of the authority that signs the link's, as hexadecimal DER.
+pub const ENV_AUTHORITY: &str = "MOSAIC_LINK_AUTHORITY";
+/// Variable of a pod: name of the run's folder.
+pub const ENV_RUN: &str = "MOSAIC_LINK_RUN";
+/// Variable of a pod, from its Secret: the token.
+pub const ENV_TOKEN: &str = "MOSAIC_LINK_TOKEN";
+/// How all variables begin that are for init alone.
+pub const ENV_PREFIX: &str = "MOSAIC_LINK";
 /// The tree inside; also the working directory.
 pub const WORKSPACE: &str = "/workspace";
 /// Objects of the base repository inside.
@@ -108,6 +145,9 @@ pub struct LaunchSpec {
     /// init is PID 1 of a container: an engine has made its namespaces and mounts.
     #[serde(default)]
     pub contained: bool,
+    /// The container is a pod's: it has a network, closed by a policy, and its host is not the controller's.
+    #[serde(default)]
+    pub pod: bool,
     /// Without a renewal for so long, init ends everything.
     pub lease_millis: u64,
     /// Size of each of the tmpfs at `/tmp`, `/dev/shm` and HOME.
@@ -131,6 +171,53 @@ pub struct Handover {
     pub launch: LaunchSpec,
     /// Kinds and inodes of the controller's namespaces, to compare with.
     pub host_namespaces: Vec<(String, u64)>,
+}
+
+/// What the init of a pod begins with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Beginning {
+    /// What to launch.
+    pub launch: LaunchSpec,
+    /// Content of `/mosaic/task.json`.
+    pub task: Option<String>,
+    /// The files, to be fetched.
+    pub files: Parcel,
+    /// Whether tree and HOME are wanted back.
+    pub is_taken_back: bool,
+    /// Most bytes of them.
+    pub bytes_max: u64,
+    /// Most files, folders and links of them.
+    pub entries_max: u64,
+    /// How often they are sent while the command runs.
+    pub snapshot_millis: u64,
+}
+
+/// An archive (`inside::archive`) as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parcel {
+    /// Its length.
+    pub bytes: u64,
+    /// Its SHA-256, hexadecimal.
+    pub sha256: String,
+}
+
+/// All pieces of an archive were sent: lay it out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Take {
+    /// Which one, counted from 1.
+    pub number: u64,
+    /// What it is.
+    pub parcel: Parcel,
+}
+
+/// The init of a pod says how it ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExitNotice {
+    /// How.
+    pub report: ExitReport,
+    /// Why its files could not be taken back; `None`: they were, as far as they are wanted.
+    pub untaken: Option<String>,
 }
 
 /// A folder of tools, mounted read-only.

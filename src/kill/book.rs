@@ -87,7 +87,9 @@ impl Book {
 pub(super) fn judge_stray((container, saw, _): (Container, Saw, Instant)) -> (Verdict, String) {
     let name = container.name;
     match saw {
-        Saw::None | Saw::Dead => (Verdict::DeadVerified, format!("container {name} had no folder; the engine says that it is dead")),
+        Saw::None | Saw::Dead | Saw::Terminated | Saw::SaidGone(_) => {
+            (Verdict::DeadVerified, format!("container {name} had no folder; the engine says that it is dead"))
+        }
         Saw::Runs => (Verdict::Failed, format!("container {name} still runs")),
         Saw::Coming => (Verdict::RevokedUnverified, format!("container {name} may still come")),
         Saw::Unknown(why) => (Verdict::RevokedUnverified, format!("container {name}: {why}")),
@@ -115,6 +117,12 @@ pub fn judge(run: &RunId, seen: &Seen, signalled: bool, said: Option<&Saw>, fenc
         Seen::Hidden(why) => why,
     };
     let text = match said {
+        Some(Saw::SaidGone(who)) => {
+            return (Verdict::DeadVerified, format!("{who} said that the node of its pod is gone; nobody could look"));
+        }
+        Some(Saw::Terminated) => {
+            return (Verdict::DeadVerified, "its container has terminated, by the word of its kubelet or the end of its node".to_owned());
+        }
         Some(Saw::None | Saw::Dead) if fenced => {
             let text =
                 "the engine says that its container is gone or dead; a start that comes late is refused by its tombstone or the latch";

@@ -81,6 +81,10 @@ pub enum Saw {
     Dead,
     /// Its create was asked for and not answered: something may still come of it.
     Coming,
+    /// Of a pod: its kubelet, or the end of its node, says that it has ended, for good.
+    Terminated,
+    /// Of a pod: an operator says that its node is gone; who.
+    SaidGone(String),
     /// It runs.
     Runs,
     /// The engine could not be asked.

@@ -112,6 +112,9 @@ pub struct KillRequest {
     /// With `all`: the halt stays until somebody releases it.
     #[serde(default)]
     pub hold: bool,
+    /// Whoever asks knows that the nodes of their pods are gone, so that nothing of them runs although nobody can look.
+    #[serde(default)]
+    pub node_is_gone: bool,
     /// Who asks, for the record.
     #[serde(default)]
     pub who: String,

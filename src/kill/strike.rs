@@ -106,6 +106,8 @@ impl<'a> Hunt<'a> {
                 self.signalled.get_or_insert_with(Instant::now);
                 self.init = Some(Caught { identity, handle, namespace });
             }
+        } else if self.target.driver == Driver::Pod {
+            return Err(io::Error::other("it is on another host"));
         } else if self.target.driver == Driver::Docker {
             // Its pid was never seen: only the engine can tell whether there is anything. What is refused its start ends by itself.
             return Err(io::Error::other("the kernel has not shown its process here"));

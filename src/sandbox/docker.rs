@@ -13,7 +13,7 @@
 //! creates and starts at once take 1.5 s (means of six rounds, two cores, engine 20.10): half of a start is waiting, so twice the cores is enough.
 
 mod body;
-mod bridge;
+
 pub mod engine;
 pub mod facts;
 mod graft;
@@ -26,13 +26,13 @@ pub(crate) mod warm;
 use crate::api::names::RunId;
 use crate::api::validate::Limits;
 use crate::inside::wire::{FILE_CONTAINER, ToolMount};
+use crate::sandbox::bridge::Bridge;
 use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::folder::{ContainerSpec, MadeContainer, RunFolder, StoredSpec, hash};
 use crate::sandbox::runs::{Run, failed};
 use crate::sandbox::{Refusal, SandboxError};
 use crate::tools::{self, ToolRoot};
 use bollard::models::ContainerCreateBody;
-use bridge::Bridge;
 use engine::{ContainerState, Engine, EngineError, container_name};
 use facts::Facts;
 use host::HostPaths;

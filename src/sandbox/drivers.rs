@@ -12,8 +12,10 @@ use crate::inside::wire::{Identity, WaitReport};
 use crate::plan::observed::SandboxSeen;
 use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::docker::{Docker, DockerConfig, warm};
+use crate::sandbox::link::LinkServer;
+use crate::sandbox::pod::{PodConfig, Pods};
 use crate::sandbox::process::Process;
-use crate::sandbox::runs::{Runs, prepare_state, watchdog};
+use crate::sandbox::runs::{Maker, Runs, prepare_state, watchdog};
 use crate::sandbox::{RunSpec, Sandbox, SandboxError};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
@@ -29,6 +31,7 @@ pub struct Drivers {
 struct Inner {
     runs: Arc<Runs>,
     docker: Arc<Docker>,
+    pods: Arc<Pods>,
     /// What runs that ask for nothing are made with.
     default: Mutex<Driver>,
     /// What the own test of each driver saw from inside.
@@ -42,6 +45,18 @@ impl Drivers {
     /// # Errors
     /// `init` is unusable, or the state folder or the engine's address cannot be used.
     pub fn open(config: SandboxConfig, docker: DockerConfig, default: Driver) -> Result<Self, SandboxError> {
+        Self::open_with_pods(config, docker, None, default)
+    }
+
+    /// The same; `pods`: pods are made as well.
+    /// # Errors
+    /// As `open`; or the cluster or the address of the link cannot be used.
+    pub fn open_with_pods(
+        config: SandboxConfig,
+        docker: DockerConfig,
+        pods: Option<PodConfig>,
+        default: Driver,
+    ) -> Result<Self, SandboxError> {
         crate::sandbox::init_binary::check(&config.init).map_err(|e| SandboxError::Unsupported(e.to_string()))?;
         let cannot = |e: io::Error| SandboxError::CannotObserve(format!("failed to open the drivers' folders: {e}"));
         let state = prepare_state(&config.state).map_err(cannot)?;
@@ -51,10 +66,14 @@ impl Drivers {
         warm::end_left(&state, &config.cleanups).map_err(cannot)?;
         let config = Arc::new(SandboxConfig { state, ..config });
         let docker = Arc::new(Docker::new(config.clone(), docker).map_err(cannot)?);
-        let runs = Arc::new(Runs::open(config.clone(), vec![Arc::new(Process::new(config)), docker.clone()]).map_err(cannot)?);
+        let link = Arc::new(LinkServer::start(config.latch.clone()).map_err(cannot)?);
+        let pods = Arc::new(Pods::open(config.clone(), pods, link.clone())?);
+        let makers: Vec<Arc<dyn Maker>> = vec![Arc::new(Process::new(config.clone())), docker.clone(), pods.clone()];
+        let runs = Arc::new(Runs::open(config, makers, link).map_err(cannot)?);
+        pods.serve();
         watchdog::start(&runs).map_err(|e| SandboxError::Unsupported(format!("failed to start the thread that watches limits: {e}")))?;
         let testing = [Driver::Process, Driver::Docker].map(|driver| (driver, Mutex::default())).into();
-        let inner = Inner { runs, docker, default: Mutex::new(default), verified: Mutex::default(), testing };
+        let inner = Inner { runs, docker, pods, default: Mutex::new(default), verified: Mutex::default(), testing };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -96,6 +115,12 @@ impl Drivers {
     #[must_use]
     pub fn docker(&self) -> &Docker {
         &self.inner.docker
+    }
+
+    /// Where pods find this controller, for people; `None`: it makes no pods.
+    #[must_use]
+    pub fn pods(&self) -> Option<String> {
+        self.inner.pods.link()
     }
 
     /// What isolates and bounds a sandbox of a driver on this host, as its own test saw it from inside: names of primitives, and limits with
@@ -156,9 +181,11 @@ impl Inner {
     /// The driver of a new run.
     fn driver_of(&self, spec: &RunSpec) -> Driver {
         match spec.driver {
-            // Only an engine has images and runtimes.
-            Driver::Auto if spec.image.is_some() || spec.runtime_class.is_some() => Driver::Docker,
-            Driver::Auto => *self.default(),
+            Driver::Auto => match *self.default() {
+                // Processes have no images and runtimes.
+                Driver::Process if spec.image.is_some() || spec.runtime_class.is_some() => Driver::Docker,
+                default => default,
+            },
             wanted => wanted,
         }
     }

@@ -170,6 +170,13 @@ impl RunFolder {
         durable::replace_for_this_boot_in(&self.path.join(format!("{name}{DRAFT}")), &path, &serde_json::to_vec(value)?)
     }
 
+    /// The same for what must outlive a loss of power: a pod lives on another host.
+    /// # Errors
+    /// The disk refuses.
+    pub fn write_durably(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
+        durable::replace(&self.path.join(name), &serde_json::to_vec(value)?)
+    }
+
     /// Whether the run never starts (again): it was stopped, or nothing came of it.
     /// # Errors
     /// Could not look.

@@ -58,6 +58,8 @@ pub struct LimitRow {
     pub process: fn(&Means) -> Bound,
     /// What bounds it with the docker driver.
     pub docker: fn(&Means) -> Bound,
+    /// What bounds it with the pod driver.
+    pub pod: fn(&Means) -> Bound,
     /// What would help where nothing does, with the process driver.
     pub remedy: &'static str,
 }
@@ -69,25 +71,96 @@ const REMEDY_NONE: &str = "nothing: every host of this driver has it";
 
 /// Every limit.
 pub const LIMITS: &[LimitRow] = &[
-    LimitRow { name: "memory", required: true, process: |means| means.memory, docker: |means| means.memory, remedy: REMEDY_GROUPS },
-    LimitRow { name: "pids", required: true, process: |means| means.pids, docker: |means| means.pids, remedy: REMEDY_GROUPS },
-    LimitRow { name: "cpu", required: false, process: |means| means.cpu, docker: |means| means.cpu, remedy: REMEDY_GROUPS },
-    LimitRow { name: "disk", required: false, process: |_| Bound::Watchdog, docker: |_| Bound::Watchdog, remedy: REMEDY_NONE },
-    LimitRow { name: "inodes", required: false, process: |_| Bound::Watchdog, docker: |_| Bound::Watchdog, remedy: REMEDY_NONE },
-    LimitRow { name: "tmp", required: false, process: |_| Bound::Kernel, docker: |_| Bound::Kernel, remedy: REMEDY_NONE },
-    LimitRow { name: "file-size", required: false, process: |_| Bound::Kernel, docker: |_| Bound::Kernel, remedy: REMEDY_NONE },
-    LimitRow { name: "open-files", required: false, process: |_| Bound::Kernel, docker: |_| Bound::Kernel, remedy: REMEDY_NONE },
-    LimitRow { name: "core-dumps", required: false, process: |_| Bound::Kernel, docker: |_| Bound::Kernel, remedy: REMEDY_NONE },
-    LimitRow { name: "output", required: false, process: |_| Bound::Init, docker: |_| Bound::Init, remedy: REMEDY_NONE },
+    LimitRow {
+        name: "memory",
+        required: true,
+        process: |means| means.memory,
+        docker: |means| means.memory,
+        pod: |means| means.memory,
+        remedy: REMEDY_GROUPS,
+    },
+    LimitRow {
+        name: "pids",
+        required: true,
+        process: |means| means.pids,
+        docker: |means| means.pids,
+        pod: |means| means.pids,
+        remedy: REMEDY_GROUPS,
+    },
+    LimitRow {
+        name: "cpu",
+        required: false,
+        process: |means| means.cpu,
+        docker: |means| means.cpu,
+        pod: |means| means.cpu,
+        remedy: REMEDY_GROUPS,
+    },
+    LimitRow {
+        name: "disk",
+        required: false,
+        process: |_| Bound::Watchdog,
+        docker: |_| Bound::Watchdog,
+        pod: |_| Bound::Watchdog,
+        remedy: REMEDY_NONE,
+    },
+    LimitRow {
+        name: "inodes",
+        required: false,
+        process: |_| Bound::Watchdog,
+        docker: |_| Bound::Watchdog,
+        pod: |_| Bound::None,
+        remedy: REMEDY_NONE,
+    },
+    LimitRow {
+        name: "tmp",
+        required: false,
+        process: |_| Bound::Kernel,
+        docker: |_| Bound::Kernel,
+        pod: |_| Bound::Kernel,
+        remedy: REMEDY_NONE,
+    },
+    LimitRow {
+        name: "file-size",
+        required: false,
+        process: |_| Bound::Kernel,
+        docker: |_| Bound::Kernel,
+        pod: |_| Bound::Kernel,
+        remedy: REMEDY_NONE,
+    },
+    LimitRow {
+        name: "open-files",
+        required: false,
+        process: |_| Bound::Kernel,
+        docker: |_| Bound::Kernel,
+        pod: |_| Bound::Kernel,
+        remedy: REMEDY_NONE,
+    },
+    LimitRow {
+        name: "core-dumps",
+        required: false,
+        process: |_| Bound::Kernel,
+        docker: |_| Bound::Kernel,
+        pod: |_| Bound::Kernel,
+        remedy: REMEDY_NONE,
+    },
+    LimitRow {
+        name: "output",
+        required: false,
+        process: |_| Bound::Init,
+        docker: |_| Bound::Init,
+        pod: |_| Bound::Init,
+        remedy: REMEDY_NONE,
+    },
 ];
 
-/// What bounds a limit with a driver; drivers that are not built bound nothing.
+/// What bounds a limit with a driver; a choice that was not made bounds nothing.
 #[must_use]
 pub fn bound(limit: &LimitRow, driver: Driver, means: &Means) -> Bound {
     match driver {
         Driver::Process => (limit.process)(means),
         Driver::Docker => (limit.docker)(means),
-        Driver::Auto | Driver::Pod => Bound::None,
+        Driver::Pod => (limit.pod)(means),
+        Driver::Auto => Bound::None,
     }
 }
 

@@ -7,11 +7,14 @@
 //! A container has its sockets where the agent sees them: there only init is served, by the kernel's word on who is at the other end, and who
 //! knocks in vain is kept from filling the line. What the init of a container needs to begin is in `handover`.
 //!
+//! A pod is on another host: its init comes over TLS with the pod's token (`remote`), and has no socket.
+//!
 //! It decides nothing about agents: who may run was decided when the intent was written.
 
 mod handover;
+pub mod remote;
 
-use crate::api::names::{Epoch, RunId, Uid};
+use crate::api::names::{Epoch, RunId, Secret, Uid};
 use crate::inside::wire::{
     FILE_SESSION, FILE_SPEC, FILE_STOPPED, FOLDER_CONTROL, GrantAnswer, GrantRequest, PATH_GRANT, PATH_RENEW, RenewAnswer, RenewRequest,
     SOCKET_CONTROL, SOCKET_FILES, Word, hold_millis,
@@ -27,6 +30,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use k8s_openapi::jiff::Timestamp;
+use remote::Remote;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
@@ -82,6 +86,16 @@ pub enum Origin {
     /// A container's, which is handed everything over; with the run's lock, which is kept until it takes it. `None`: it is taken when it comes,
     /// unless it has come already.
     Contained(Option<File>),
+    /// A pod's, known by its token.
+    Remote(Secret),
+}
+
+/// How the init of a run reaches us.
+enum Line {
+    Launched,
+    /// Its init is handed over what it needs, and nobody else is served.
+    Contained(Door),
+    Remote(Remote),
 }
 
 /// The link of one run.
@@ -96,8 +110,7 @@ struct RunLink {
     secret_hash: Mutex<Option<String>>,
     /// Process id of the init of a container, once it is known.
     init: OnceLock<i32>,
-    /// Of a container: its init is handed over what it needs, and nobody else is served.
-    door: Option<Door>,
+    line: Line,
     started: Mutex<bool>,
     has_started: Condvar,
     /// Ends the tasks of this run.
@@ -140,14 +153,17 @@ impl LinkServer {
     /// # Errors
     /// A socket cannot be bound.
     pub fn serve(&self, run: &RunId, epoch: Epoch, lease_millis: u64, folder: &RunFolder, origin: Origin) -> io::Result<()> {
-        let listener = bind(folder, SOCKET_CONTROL)?;
-        let lock = match origin {
-            Origin::Launched => None,
-            Origin::Contained(lock) => Some(lock),
+        let (listener, files, line) = match origin {
+            Origin::Launched => (Some(bind(folder, SOCKET_CONTROL)?), None, Line::Launched),
+            Origin::Contained(lock) => {
+                let listener = bind(folder, SOCKET_CONTROL)?;
+                // Who holds the lock already has got everything.
+                let waits = lock.is_some() || !folder.is_held()?;
+                let files = if waits { Some(bind(folder, SOCKET_FILES)?) } else { None };
+                (Some(listener), files, Line::Contained(Door::new(lock)))
+            }
+            Origin::Remote(token) => (None, None, Line::Remote(Remote::new(run, token))),
         };
-        // Who holds the lock already has got everything.
-        let waits = lock.as_ref().is_some_and(Option::is_some) || (lock.is_some() && !folder.is_held()?);
-        let files = if waits { Some(bind(folder, SOCKET_FILES)?) } else { None };
         let link = Arc::new(RunLink {
             run: run.clone(),
             latch: self.shared.latch.clone(),
@@ -155,7 +171,7 @@ impl LinkServer {
             hold: Duration::from_millis(hold_millis(lease_millis)),
             folder: folder.clone(),
             init: OnceLock::new(),
-            door: lock.map(Door::new),
+            line,
             word: watch::Sender::new(Word::Renew),
             secret_hash: Mutex::default(),
             started: Mutex::new(false),
@@ -166,7 +182,9 @@ impl LinkServer {
         if let Some(before) = before {
             before.quit.send_replace(true);
         }
-        self.runtime.spawn(accept(self.shared.clone(), link.clone(), listener));
+        if let Some(listener) = listener {
+            self.runtime.spawn(accept(self.shared.clone(), link.clone(), listener));
+        }
         if let Some(files) = files {
             self.runtime.spawn(accept_files(link.clone(), files));
         }
@@ -210,7 +228,7 @@ impl LinkServer {
 
     /// Nothing of a container came, and nothing will: its lock is free again.
     pub fn let_go(&self, run: &RunId) {
-        if let Some(door) = self.shared.runs().get(run).and_then(|link| link.door.as_ref()) {
+        if let Some(door) = self.shared.runs().get(run).and_then(|link| link.door()) {
             door.close();
         }
     }
@@ -219,7 +237,7 @@ impl LinkServer {
     pub fn forget(&self, run: &RunId) {
         if let Some(link) = self.shared.runs().remove(run) {
             link.quit.send_replace(true);
-            if let Some(door) = &link.door {
+            if let Some(door) = link.door() {
                 door.close();
             }
         }
@@ -322,7 +340,7 @@ async fn accept_files(link: Arc<RunLink>, listener: UnixListener) {
         };
         let (pid, handing) = (pid_of(&stream), link.clone());
         let Ok(stream) = stream.into_std() else { continue };
-        let handed = tokio::task::spawn_blocking(move || match &handing.door {
+        let handed = tokio::task::spawn_blocking(move || match handing.door() {
             Some(door) => door.hand_over(&handing.folder, stream, pid),
             None => Ok(()),
         });
@@ -403,7 +421,10 @@ async fn grant(shared: Arc<Shared>, link: Arc<RunLink>, pid: Option<i32>, reques
     let epoch = shared.epoch.load(Ordering::SeqCst).max(link.epoch.0);
     match decided {
         Ok(Ok(None)) => {
-            tokio::spawn(watch_end(shared.clone(), link.clone()));
+            // The end of a pod is told by who watches the cluster.
+            if !matches!(link.line, Line::Remote(_)) {
+                tokio::spawn(watch_end(shared.clone(), link.clone()));
+            }
             json(&GrantAnswer { granted: true, reason: String::new(), epoch })
         }
         Ok(Ok(Some(reason))) => json(&GrantAnswer { granted: false, reason: reason.to_owned(), epoch }),
@@ -431,7 +452,7 @@ async fn renew(shared: Arc<Shared>, link: Arc<RunLink>, request: RenewRequest) -
 impl RunLink {
     /// Whether a connection is worth an answer.
     fn serves(&self, pid: Option<i32>) -> bool {
-        if self.door.is_none() {
+        if self.door().is_none() {
             return true;
         }
         let known = self.init.get().copied().or_else(|| {
@@ -444,7 +465,14 @@ impl RunLink {
 
     /// Whether the init of a container lives that the kernel does not show here.
     fn is_hidden(&self) -> io::Result<bool> {
-        Ok(self.door.is_some() && self.folder.identity()?.is_none() && self.folder.is_held()?)
+        Ok(self.door().is_some() && self.folder.identity()?.is_none() && self.folder.is_held()?)
+    }
+
+    fn door(&self) -> Option<&Door> {
+        match &self.line {
+            Line::Contained(door) => Some(door),
+            Line::Launched | Line::Remote(_) => None,
+        }
     }
 
     /// The start gate. `None` grants; else the reason of the refusal.
@@ -468,6 +496,8 @@ impl RunLink {
             Some(_) => return Ok(Some("it is not the init of this run")),
             // Only the init of this run has the lock, and only it and we can ask here.
             None if pid.is_none() && self.is_hidden()? => {}
+            // It has the pod's token, which nobody else was given.
+            None if matches!(self.line, Line::Remote(_)) => {}
             None => return Ok(Some("its identity is not written")),
         }
         let secret_hash = hash(request.secret.as_bytes());

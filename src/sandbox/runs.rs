@@ -23,6 +23,7 @@ use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::folder::{ContainerSpec, RunFolder, Session, StoredSpec, log_path, short};
 use crate::sandbox::limits::Means;
 use crate::sandbox::link::{LinkServer, Origin};
+use crate::sandbox::pod::token_of;
 use crate::sandbox::{RunSpec, SandboxError};
 use blank::Blanks;
 use fences::Fences;
@@ -31,6 +32,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -57,6 +59,11 @@ pub(crate) trait Maker: Send + Sync {
 
     /// Completes what init is told; what the engine is told, where there is one.
     fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec) -> Option<ContainerSpec>;
+
+    /// Takes in a run that was found at the start, whose making is over.
+    fn adopt(&self, _run: &Run, _spec: &StoredSpec) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Makes and starts what the intent says; `lock` says to everybody that something of this run may live. The caller makes each run once
     /// at a time. Asked again after a try whose outcome is unknown, it goes on where that one stopped.
@@ -86,6 +93,35 @@ pub(crate) trait Maker: Send + Sync {
     /// # Errors
     /// Could not look; nothing was taken away for that.
     fn sweep(&self, known: &dyn Fn() -> BTreeSet<String>) -> io::Result<()>;
+
+    /// Whether a run that was refused after its intent stood shall leave nothing behind, as one that was refused before.
+    fn takes_back(&self) -> bool {
+        false
+    }
+
+    /// How much longer than usual what was started may take until it runs.
+    fn start_patience(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// What goes on with a run that was started and does not run yet; since when it is waited for.
+    fn coming(&self, _run: &Run, _since: Instant) -> Coming {
+        Coming::default()
+    }
+
+    /// What is still there of a run that was killed and not seen to end.
+    fn still(&self, _run: &Run) -> String {
+        "what starts it still lives, or has not answered".to_owned()
+    }
+}
+
+/// What goes on with a run that was started and does not run yet.
+#[derive(Default)]
+pub(crate) struct Coming {
+    /// For people.
+    pub(crate) doing: Option<String>,
+    /// It never will; why.
+    pub(crate) refused: Option<SandboxError>,
 }
 
 /// What was made and started ahead and is a run's now. Dropped without being handed over it is ended.
@@ -97,7 +133,7 @@ pub(crate) trait Claimed {
 /// All runs of a state folder.
 pub(crate) struct Runs {
     pub(crate) config: Arc<SandboxConfig>,
-    pub(crate) link: LinkServer,
+    pub(crate) link: Arc<LinkServer>,
     makers: Vec<Arc<dyn Maker>>,
     blanks: Arc<Blanks>,
     known: Mutex<BTreeMap<RunId, Arc<Run>>>,
@@ -115,6 +151,8 @@ pub(crate) struct Run {
     session: OnceLock<Session>,
     /// Held while the run is made, so that it is made once.
     making: Mutex<()>,
+    /// It was refused after its intent stood and is being taken back: until then it is told as being made.
+    is_refused: AtomicBool,
     /// Its end never changes once it was seen.
     ended: OnceLock<RunEnd>,
     progress: Mutex<observe::ProgressCursor>,
@@ -139,6 +177,7 @@ impl Run {
             identity: OnceLock::new(),
             session: OnceLock::new(),
             making: Mutex::default(),
+            is_refused: AtomicBool::new(false),
             ended: OnceLock::new(),
             progress: Mutex::default(),
             watch: Mutex::default(),
@@ -177,6 +216,15 @@ impl Run {
         is_due
     }
 
+    /// Says whether it is being taken back.
+    pub(crate) fn refuse(&self, is_refused: bool) {
+        self.is_refused.store(is_refused, Ordering::SeqCst);
+    }
+
+    fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::SeqCst)
+    }
+
     /// Whether somebody is making it at this moment.
     pub(crate) fn is_being_made(&self) -> bool {
         self.making.try_lock().is_err()
@@ -201,9 +249,8 @@ pub(crate) fn prepare_state(state: &Path) -> io::Result<PathBuf> {
 
 impl Runs {
     /// Reads what is there and serves the links of what lives.
-    pub(crate) fn open(config: Arc<SandboxConfig>, makers: Vec<Arc<dyn Maker>>) -> io::Result<Self> {
+    pub(crate) fn open(config: Arc<SandboxConfig>, makers: Vec<Arc<dyn Maker>>, link: Arc<LinkServer>) -> io::Result<Self> {
         let fences = Fences::read(&config.state)?;
-        let link = LinkServer::start(config.latch.clone())?;
         let blanks = Blanks::open(&config.state, config.ids)?;
         let runs = Self { config, link, makers, blanks, known: Mutex::default(), fences: Mutex::new(fences) };
         for entry in fs::read_dir(runs.state().join("runs"))? {
@@ -286,6 +333,7 @@ impl Runs {
             return Ok(());
         }
         let run = Run::new(&spec.run, spec.driver, self.state());
+        self.maker(spec.driver)?.adopt(&run, &spec)?;
         if folder.is_held()? || self.maker(spec.driver)?.is_unfinished(&run)? {
             tracing::info!(run = %spec.run, "adopted a sandbox");
             self.serve(&spec, &run.folder, None)?;
@@ -297,7 +345,11 @@ impl Runs {
 
     /// Serves the link of a run; of a container the lock is kept until its init takes it.
     fn serve(&self, spec: &StoredSpec, folder: &RunFolder, lock: Option<File>) -> io::Result<()> {
-        let origin = if spec.launch.contained { Origin::Contained(lock) } else { Origin::Launched };
+        let origin = match (spec.launch.pod, spec.launch.contained) {
+            (true, _) => Origin::Remote(token_of(folder)?),
+            (false, true) => Origin::Contained(lock),
+            (false, false) => Origin::Launched,
+        };
         self.link.serve(&spec.run, spec.epoch, spec.launch.lease_millis, folder, origin)
     }
 

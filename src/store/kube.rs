@@ -7,7 +7,7 @@
 //!
 //! Kubernetes has no annotations on a deletion: who asked is written first, in a request of its own.
 
-mod call;
+pub(crate) mod call;
 mod check;
 mod events;
 mod history;
@@ -22,6 +22,13 @@ pub use call::client;
 pub use events::Teller;
 pub use lease::{KubeLease, LEASE_TIME};
 pub use rbac::{Right, rights, yaml as rbac_yaml};
+
+/// Which of the rights that pods need the API server does not give us, in words.
+/// # Errors
+/// `Unavailable`.
+pub(crate) async fn missing_for_pods(api: &call::Api) -> StoreResult<Vec<String>> {
+    rbac::missing(api, true).await
+}
 
 use super::{Key, Kind, Listing, Record, Store, StoreError, StoreResult, Watch, admission, on_blocking_thread};
 use crate::api::names::Uid;

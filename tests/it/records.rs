@@ -288,11 +288,11 @@ fn every_mistake_is_listed_with_its_field() {
 #[test]
 fn what_is_not_built_says_so_by_name() {
     let mut far = spec();
-    far["sandbox"] = json!({ "driver": "pod", "egress": ["example.org"] });
+    far["sandbox"] = json!({ "egress": ["example.org"] });
     far["budget"] = json!({ "maxTokens": 1 });
     let agent = validate(&stored(far)).unwrap();
     let said = |field: &str| agent.not_built.iter().any(|s| s.starts_with(field) && s.contains("is not built yet: "));
-    for field in ["spec.sandbox.driver pod", "spec.sandbox.egress", "spec.budget"] {
+    for field in ["spec.sandbox.egress", "spec.budget"] {
         assert!(said(field), "{field} in {:?}", agent.not_built);
     }
     let mut process = spec();
@@ -301,7 +301,7 @@ fn what_is_not_built_says_so_by_name() {
     for field in ["spec.sandbox.image with driver process", "spec.sandbox.runtimeClass with driver process"] {
         assert!(agent.not_built.iter().any(|s| s.starts_with(field)), "{field} in {:?}", agent.not_built);
     }
-    for driver in ["docker", "auto"] {
+    for driver in ["docker", "pod", "auto"] {
         process["sandbox"]["driver"] = json!(driver);
         assert_eq!(validate(&stored(process.clone())).unwrap().not_built, Vec::<String>::new(), "{driver}");
     }

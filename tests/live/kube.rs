@@ -7,6 +7,7 @@ mod e2e;
 mod faults;
 mod kills;
 mod lease;
+mod pods;
 mod rights;
 mod standby;
 mod words;

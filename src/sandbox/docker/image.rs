@@ -3,8 +3,8 @@
 //! Pulled is what is not there, and nothing else: an image that is there is used as it is. The engine's own configuration knows the
 //! registries; no credential is here.
 
-use super::bridge::Bridge;
 use super::engine::{Engine, EngineError};
+use crate::sandbox::bridge::Bridge;
 use crate::sandbox::{Refusal, SandboxError};
 
 /// Longest name of an image.

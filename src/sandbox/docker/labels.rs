@@ -17,6 +17,8 @@ pub const AGENT_UID: &str = "mosaicstack.dev/agent-uid";
 pub const ATTEMPT: &str = "mosaicstack.dev/attempt";
 /// `agent`, `gate` or `prepared`.
 pub const ROLE: &str = "mosaicstack.dev/role";
+/// Name of the folder of its run.
+pub const RUN_NAME: &str = "mosaicstack.dev/run-name";
 /// Epoch of the leader that made it.
 pub const EPOCH: &str = "mosaicstack.dev/epoch";
 

@@ -100,7 +100,31 @@ impl Runs {
         if !error.is_unknown() {
             let _ = run.folder.write(FILE_WAIT, &WaitReport { failed: Some(crate::causes::one_line(error)), ..WaitReport::default() });
         }
-        started
+        started.map_err(|error| self.take_back(maker, run, error))
+    }
+
+    /// Nothing came of a run that was refused: what was made for it goes once nothing can come of that any more, so that the refusal is all
+    /// that there is to tell. What could not be seen to go stays a run, and is looked at.
+    fn take_back(&self, maker: &dyn Maker, run: &Run, error: SandboxError) -> SandboxError {
+        if !maker.takes_back() || !matches!(error, SandboxError::Refused { .. }) {
+            return error;
+        }
+        let until = Instant::now() + self.config.stop_timeout;
+        run.refuse(true);
+        while run.folder.is_held().unwrap_or(true) || maker.may_come(run).unwrap_or(true) {
+            if Instant::now() >= until {
+                run.refuse(false);
+                return error;
+            }
+            std::thread::sleep(LOOK_PAUSE * 4);
+        }
+        if run.session().is_ok_and(|session| session.is_none()) && maker.clear(run).is_ok() {
+            self.link.forget(&run.id);
+            self.known().remove(&run.id);
+            let _ = fs::remove_dir_all(run.folder.path());
+        }
+        run.refuse(false);
+        error
     }
 
     /// Lays out the folder; the intent stands when it returns.
@@ -140,7 +164,11 @@ impl Runs {
             launch,
         };
         self.serve(&stored, &run.folder, Some(lock.try_clone()?))?;
-        run.folder.write(FILE_SPEC, &stored)?;
+        if stored.launch.pod {
+            run.folder.write_durably(FILE_SPEC, &stored)?
+        } else {
+            run.folder.write(FILE_SPEC, &stored)?
+        }
         Ok((stored, lock))
     }
 
@@ -163,6 +191,7 @@ impl Runs {
             gid: self.config.ids.gid,
             unprivileged: false,
             contained: false,
+            pod: false,
             lease_millis: millis(self.config.lease),
             tmp_bytes_max: limits::tmp_bytes_max(&spec.limits),
             allow_missing: self.config.allow_missing.clone(),
@@ -181,10 +210,13 @@ impl Runs {
 
     /// Waits until the command executes, or everything of the run is gone (then `observe` tells how it ended).
     fn wait_started(&self, maker: &dyn Maker, run: &Run) -> Result<(), SandboxError> {
-        let until = Instant::now() + self.config.start_timeout;
-        let mut asked_at = Instant::now();
+        let since = Instant::now();
+        let patience = self.config.start_timeout + maker.start_patience();
+        let until = since + patience;
+        let mut asked_at = since;
         loop {
             if self.link.wait_started(&run.id, LOOK_PAUSE * 4) {
+                run.say(None);
                 return Ok(());
             }
             let held = run.folder.is_held().map_err(failed(&run.id, "look at"))?;
@@ -200,8 +232,20 @@ impl Runs {
                 self.link.tell(&run.id.uid);
                 return Ok(());
             }
+            let coming = maker.coming(run, since);
+            run.say(coming.doing);
+            if let Some(refused) = coming.refused {
+                run.refuse(true);
+                // Before it is taken away: a change of the cluster's mind comes too late.
+                if self.link.bury(&run.id, &run.folder, &crate::causes::one_line(&refused)).map_err(failed(&run.id, "give up"))? {
+                    maker.strike(run);
+                    return Err(self.take_back(maker, run, refused));
+                }
+                // It was granted its start meanwhile.
+                run.refuse(false);
+            }
             if Instant::now() >= until {
-                let text = format!("it did not start within {} s", self.config.start_timeout.as_secs());
+                let text = format!("it did not start within {} s", patience.as_secs());
                 return Err(failed(&run.id, "start")(io::Error::new(io::ErrorKind::TimedOut, text)));
             }
             std::thread::sleep(LOOK_PAUSE);

@@ -60,6 +60,7 @@ impl Runs {
         let isolation = session.as_ref().map(|session| session.isolation.clone()).unwrap_or_default();
         let state = match run.ended.get() {
             Some(end) => SandboxState::Ended(end.clone()),
+            None if run.is_refused() => SandboxState::Preparing,
             None => self.state_of(run, session.as_ref())?,
         };
         if let SandboxState::Ended(end) = &state {
@@ -73,10 +74,11 @@ impl Runs {
     /// The driver's id of a run, for people.
     fn name_of(&self, run: &Run, identity: Option<&Identity>) -> io::Result<String> {
         let container = match run.driver {
-            Driver::Docker => run.folder.read::<MadeContainer>(FILE_CONTAINER)?,
-            Driver::Auto | Driver::Process | Driver::Pod => None,
+            Driver::Docker | Driver::Pod => run.folder.read::<MadeContainer>(FILE_CONTAINER)?,
+            Driver::Auto | Driver::Process => None,
         };
         Ok(match (container, identity) {
+            (Some(made), _) if run.driver == Driver::Pod => format!("pod {}", made.name),
             (Some(made), _) => format!("container {}", made.id.get(..12).unwrap_or(&made.id)),
             (None, Some(identity)) => format!("pid {}", identity.pid),
             (None, None) => "preparing".to_owned(),
@@ -154,20 +156,24 @@ impl Runs {
             (None, None) => 0,
         };
         let status = wait.as_ref().and_then(|wait| wait.status);
+        let failed = wait.and_then(|wait| wait.failed);
         // A launcher that was killed has no word; init itself is then all there is.
         let contradicted = status.is_some_and(|status| !libc::WIFEXITED(status) || libc::WEXITSTATUS(status) != 0);
         let cause = match report.map(|report| report.cause) {
             Some(_) if contradicted && stopped => EndCause::Stopped,
             Some(_) if contradicted => EndCause::Lost(format!("init left a report, but did not end well: {}", words_of(status))),
             Some(ExitCause::NotStarted(_)) | None if stopped => EndCause::Stopped,
+            // It ran to its end, and what it made did not arrive.
+            Some(_) if session.is_some() && failed.is_some() => EndCause::Lost(failed.unwrap_or_default()),
             Some(cause) => end_cause(cause),
             None if rebooted => EndCause::Lost("host rebooted".to_owned()),
             None if session.is_none() => EndCause::NotStarted(
-                wait.and_then(|wait| wait.failed)
-                    .or(tombstone)
+                tombstone
+                    .filter(|why| !why.is_empty())
+                    .or(failed)
                     .unwrap_or_else(|| "the launcher ended before the sandbox was ready".to_owned()),
             ),
-            None => EndCause::Lost(words_of(status)),
+            None => EndCause::Lost(failed.unwrap_or_else(|| words_of(status))),
         };
         let cause = match exceeded(run, &cause, own_counters.or(wait_counters))? {
             Some((limit, message)) => EndCause::LimitExceeded { limit, message },

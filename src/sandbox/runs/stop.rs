@@ -72,7 +72,7 @@ impl Runs {
             }
             maker.kill_starter(run, init_gone_at.map(|at| at.elapsed()))?;
             if Instant::now() >= until {
-                return Ok(Some("what starts it still lives, or has not answered".to_owned()));
+                return Ok(Some(maker.still(run)));
             }
             std::thread::sleep(LOOK_PAUSE);
         }

@@ -17,6 +17,7 @@
 
 use super::stop::groups_of;
 use super::{Run, Runs};
+use crate::api::agent::Driver;
 use crate::api::names::{Attempt, Role};
 use crate::inside::wire::{FILE_LIMIT, FILE_SESSION, FILE_SPEC, FOLDER_OUT, LimitReport};
 use crate::inside::{limits, system};
@@ -191,6 +192,10 @@ impl Runs {
         self.tell_late_end(run, &mut watch)?;
         if watch.exceeded {
             return self.end_for_limit(run);
+        }
+        // Its files are on another host, where the kubelet looks at them.
+        if run.driver == Driver::Pod {
+            return Ok(());
         }
         let Some(spec) = stored(run, &mut watch)? else { return Ok(()) };
         let groups = groups_of(run)?;

@@ -4,7 +4,7 @@
 //! and whoever asked reads and decides again.
 
 use crate::store::{Key, StoreError, StoreResult};
-pub(super) use hyper::Method;
+pub(crate) use hyper::Method;
 use hyper::Request;
 use hyper::header::HeaderValue;
 use kube::client::ClientBuilder;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Longest time of one request with everything that belongs to it.
-pub(super) const CALL_TIME_MAX: Duration = Duration::from_secs(10);
+pub(crate) const CALL_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest time until a connection stands.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
 /// How long a server that is too busy is left alone where it does not say how long.
@@ -36,14 +36,14 @@ pub async fn client() -> StoreResult<Client> {
 }
 
 /// The API server of one cluster, and our namespace there.
-pub(super) struct Api {
+pub(crate) struct Api {
     client: Client,
-    pub(super) namespace: String,
+    pub(crate) namespace: String,
 }
 
 /// Why a request brought nothing.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CallError {
+pub(crate) enum CallError {
     /// The server said no, and why.
     #[error("the API server answered {}: {}", .0.code, .0.message)]
     Refused(Box<Status>),
@@ -73,7 +73,7 @@ impl From<kube::Error> for CallError {
 
 impl CallError {
     /// What it means for a record.
-    pub(super) fn into_store(self, verb: &str, key: &Key) -> StoreError {
+    pub(crate) fn into_store(self, verb: &str, key: &Key) -> StoreError {
         if let Self::Refused(status) = &self {
             match (status.code, status.reason.as_str()) {
                 (404, _) if super::is_absent(status) => return StoreError::NotFound(key.clone()),
@@ -87,7 +87,7 @@ impl CallError {
     }
 
     /// What it means for anything else.
-    pub(super) fn into_trouble(self, what: &str) -> StoreError {
+    pub(crate) fn into_trouble(self, what: &str) -> StoreError {
         match &self {
             Self::Refused(status) if status.code == 404 && !super::is_absent(status) => {
                 let help = "the cluster has no such definition; make it with `mosaic crd | kubectl apply -f -`";
@@ -103,17 +103,17 @@ impl CallError {
     }
 
     /// Whether a watch or a list must begin anew: what it goes on from is not kept any more.
-    pub(super) fn is_too_old(&self) -> bool {
+    pub(crate) fn is_too_old(&self) -> bool {
         matches!(self, Self::Refused(status) if status.code == 410 || status.reason == "Expired")
     }
 
     /// Whether the object is not there.
-    pub(super) fn is_absent(&self) -> bool {
+    pub(crate) fn is_absent(&self) -> bool {
         matches!(self, Self::Refused(status) if super::is_absent(status))
     }
 
     /// Whether somebody else was faster: the object exists already, or has changed.
-    pub(super) fn is_conflict(&self) -> bool {
+    pub(crate) fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused(status) if status.code == 409)
     }
 }
@@ -125,18 +125,18 @@ fn is_terminating(status: &Status) -> bool {
 }
 
 impl Api {
-    pub(super) fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client) -> Self {
         let namespace = client.default_namespace().to_owned();
         Self { client, namespace }
     }
 
     /// Asks, with the usual patience.
-    pub(super) async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<&Value>) -> Result<T, CallError> {
+    pub(crate) async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<&Value>) -> Result<T, CallError> {
         self.send(CALL_TIME_MAX, || request(&method, path, body)).await
     }
 
     /// Asks, and waits no longer than this.
-    pub(super) async fn call_within<T: DeserializeOwned>(
+    pub(crate) async fn call_within<T: DeserializeOwned>(
         &self,
         patience: Duration,
         method: Method,
@@ -147,7 +147,7 @@ impl Api {
     }
 
     /// Reads, in a form that the server shall answer in.
-    pub(super) async fn read_as<T: DeserializeOwned>(&self, form: &'static str, path: &str) -> Result<T, CallError> {
+    pub(crate) async fn read_as<T: DeserializeOwned>(&self, form: &'static str, path: &str) -> Result<T, CallError> {
         let asked = || {
             let mut asked = request(&Method::GET, path, None);
             asked.headers_mut().insert("accept", HeaderValue::from_static(form));
@@ -177,7 +177,7 @@ impl Api {
     }
 
     /// The client, for what is no single answer.
-    pub(super) fn client(&self) -> &Client {
+    pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 }
@@ -190,7 +190,7 @@ fn pause_asked(status: &Status) -> Duration {
 }
 
 /// A request; a PATCH is a merge patch.
-pub(super) fn request(method: &Method, path: &str, body: Option<&Value>) -> Request<Vec<u8>> {
+pub(crate) fn request(method: &Method, path: &str, body: Option<&Value>) -> Request<Vec<u8>> {
     let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
     let builder = Request::builder().method(method).uri(path).header("accept", "application/json").header("content-type", kind);
     let body = body.map(|body| serde_json::to_vec(body).expect("JSON is plain data")).unwrap_or_default();

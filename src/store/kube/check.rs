@@ -14,7 +14,7 @@ const FIELDS_MAX: usize = 5;
 /// Looks at rights, definitions and neighbours; returns what was found, one line each.
 pub(super) async fn check(api: &Api) -> StoreResult<Vec<String>> {
     let namespace = &api.namespace;
-    let missing = rbac::missing(api).await?;
+    let missing = rbac::missing(api, false).await?;
     if !missing.is_empty() {
         let who = whoami(api).await;
         return Err(StoreError::Unusable(format!(

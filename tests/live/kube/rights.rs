@@ -73,8 +73,14 @@ fn a_whole_job_a_kill_and_a_handover_need_no_more_than_the_printed_rights() {
     assert!(!log.contains("orbidden"), "nothing was asked for in vain: {log}");
     // Exactly these: nothing beyond.
     let may = |verb: &str, what: &str| kubectl_says(&["auth", "can-i", verb, what, "--as", "system:serviceaccount:default:mosaic"]).0;
-    for (verb, what) in [("get", "secrets"), ("create", "pods"), ("delete", "leases"), ("deletecollection", "agents"), ("update", "events")]
-    {
+    for (verb, what) in [
+        ("get", "secrets"),
+        ("list", "secrets"),
+        ("update", "pods"),
+        ("delete", "leases"),
+        ("deletecollection", "agents"),
+        ("update", "events"),
+    ] {
         assert!(!may(verb, what), "{verb} {what}");
     }
     assert!(!may("get", "configmaps.other") && may("get", "configmaps"));

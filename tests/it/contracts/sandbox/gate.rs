@@ -53,6 +53,7 @@ fn intent(host: &Host, name: &str, script: &str) -> RunSpec {
         allow_missing: Vec::new(),
         tmp_bytes_max: 1 << 20,
         contained: false,
+        pod: false,
         limits: mosaic::inside::limits::LimitSpec::default(),
         log,
     };

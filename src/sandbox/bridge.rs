@@ -1,4 +1,4 @@
-//! From blocking code to the engine's calls: a small runtime of its own, usable from any thread, whatever runtime that belongs to.
+//! From blocking code to calls over the network: a small runtime of its own, usable from any thread, whatever runtime that belongs to.
 
 use std::io;
 use std::sync::mpsc;
@@ -9,10 +9,10 @@ use tokio::runtime::{Builder, Runtime};
 const WANTED_PAUSE: Duration = Duration::from_millis(200);
 
 /// The runtime; it goes with this value, and what still runs on it is broken off.
-pub(super) struct Bridge(Option<Runtime>);
+pub(crate) struct Bridge(Option<Runtime>);
 
 impl Bridge {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("mosaic-engine").enable_all().build()?;
         Ok(Self(Some(runtime)))
     }
@@ -22,19 +22,19 @@ impl Bridge {
     }
 
     /// Begins a call and waits for nothing.
-    pub(super) fn begin(&self, call: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn begin(&self, call: impl Future<Output = ()> + Send + 'static) {
         self.runtime().spawn(call);
     }
 
     /// Waits for the end of a call, which must have a time limit.
-    pub(super) fn wait<T: Send + 'static>(&self, call: impl Future<Output = T> + Send + 'static) -> T {
+    pub(crate) fn wait<T: Send + 'static>(&self, call: impl Future<Output = T> + Send + 'static) -> T {
         let (sender, receiver) = mpsc::sync_channel(1);
         self.begin(async move { drop(sender.send(call.await)) });
         receiver.recv().expect("the runtime outlives the call, and the call ends")
     }
 
     /// Waits for the end of a call; `None`: it was not wanted any more and is broken off.
-    pub(super) fn wait_unless<T: Send + 'static>(
+    pub(crate) fn wait_unless<T: Send + 'static>(
         &self,
         is_over: &dyn Fn() -> bool,
         call: impl Future<Output = T> + Send + 'static,

@@ -1,0 +1,109 @@
+//! Agents in pods of the cluster. Beside `KUBECONFIG` these tests need an image that its nodes have and that holds a shell, the usual small
+//! tools and `/usr/local/bin/mosaic-init` (`MOSAIC_TEST_POD_IMAGE`), and the address at which pods reach this machine
+//! (`MOSAIC_TEST_LINK_HOST`).
+
+mod contract;
+mod jobs;
+mod kills;
+mod probes;
+mod reasons;
+
+use super::cluster::{Cluster, cluster_now};
+use crate::harness::{Mosaic, PATIENCE, eventually};
+use crate::skip::skip;
+use serde_json::Value;
+use std::time::Instant;
+use tokio::runtime::Runtime;
+
+const LABEL: &str = "labelSelector=app.kubernetes.io%2Fname%3Dmosaic-sandbox";
+const KINDS: [&str; 3] = ["/api/v1/pods", "/api/v1/secrets", "/apis/networking.k8s.io/v1/networkpolicies"];
+
+/// What pods of these tests are made with.
+pub struct Place {
+    pub image: String,
+    pub link_host: String,
+}
+
+impl Place {
+    fn of(test: &str) -> Option<Self> {
+        let read = |name: &str| std::env::var(name).ok();
+        let place = read("MOSAIC_TEST_POD_IMAGE").zip(read("MOSAIC_TEST_LINK_HOST"));
+        if place.is_none() {
+            skip(test, "no image and address for pods: name them in MOSAIC_TEST_POD_IMAGE and MOSAIC_TEST_LINK_HOST");
+        }
+        place.map(|(image, link_host)| Self { image, link_host })
+    }
+
+    /// Flags of a controller that runs its agents in pods.
+    pub fn flags(&self) -> Vec<String> {
+        let address = format!("{}:0", self.link_host);
+        let flags = [
+            "--store",
+            "kube",
+            "--driver",
+            "pod",
+            "--link-address",
+            &address,
+            "--link-listen",
+            "0.0.0.0:0",
+            "--sandbox-image",
+            &self.image,
+            "--init-image",
+            &self.image,
+            "--image-pull-policy",
+            "Never",
+        ];
+        flags.map(str::to_owned).into()
+    }
+
+    pub fn start(&self, more: &[&str]) -> Mosaic {
+        let flags = self.flags();
+        let all: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        Mosaic::start(&all)
+    }
+}
+
+/// The cluster for one test on pods, or why not.
+fn with_pods(test: &str) -> Option<(Cluster, Runtime, Place)> {
+    let place = Place::of(test)?;
+    let (cluster, runtime) = cluster_now(test)?;
+    Some((cluster, runtime, place))
+}
+
+/// Pods of agents, as the API server has them.
+fn pods(cluster: &Cluster, runtime: &Runtime) -> Vec<Value> {
+    let list = runtime.block_on(cluster.ask("GET", &format!("/api/v1/pods?{LABEL}"), None)).unwrap();
+    list["items"].as_array().unwrap().clone()
+}
+
+/// Waits until nothing of any agent is left in the cluster.
+fn assert_no_objects_left(cluster: &Cluster, runtime: &Runtime) {
+    eventually("all objects go", || {
+        KINDS.iter().all(|kind| {
+            let list = runtime.block_on(cluster.ask("GET", &format!("{kind}?{LABEL}"), None)).unwrap();
+            list["items"].as_array().unwrap().is_empty()
+        })
+    });
+}
+
+/// Processes of this machine whose command line holds a text: what a pod of a cluster on this very machine runs.
+fn processes(text: &str) -> usize {
+    let holds = |entry: std::fs::DirEntry| -> bool {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let state = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains(text) && !state.contains(") Z ")
+    };
+    let own = std::process::id().to_string();
+    let others = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| entry.file_name().to_string_lossy() != own);
+    others.filter_map(|entry| holds(entry).then_some(())).count()
+}
+
+/// Waits until something is so; how long that took, in milliseconds.
+fn until(what: &str, holds: impl Fn() -> bool) -> u128 {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    started.elapsed().as_millis()
+}
