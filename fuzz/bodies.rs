@@ -8,7 +8,7 @@ use mosaic::api::agent::{AgentStatus, GateProfile};
 use mosaic::api::names::{Attempt, Branch, CommitId, Epoch, Namespace, Role, RunId, Uid};
 use mosaic::api::validate::validate;
 use mosaic::gates::{GATES_FILE, TrustedTree, gate_set, protected};
-use mosaic::inside::link::LinkClient;
+use mosaic::inside::link::{LinkClient, Way};
 use mosaic::inside::wire::{FOLDER_CONTROL, FOLDER_OUT, GrantAnswer, PATH_RENEW, RenewAnswer, RenewRequest, SOCKET_CONTROL};
 use mosaic::plan::fleet::Permit;
 use mosaic::plan::observed::{Look, Observed, Snapshot};
@@ -124,7 +124,7 @@ fn wires() -> &'static Wires {
         server.serve(&RunId { uid: uid(), attempt: Attempt(1), role: Role::Agent }, Epoch(1), 30_000, &run, Origin::Launched).unwrap();
         fs::create_dir(&forged).unwrap();
         let listener = UnixListener::bind(forged.join(SOCKET_CONTROL)).unwrap();
-        let client = LinkClient::new(OwnedFd::from(File::open(&forged).unwrap()));
+        let client = LinkClient::new(Way::Socket(OwnedFd::from(File::open(&forged).unwrap())));
         Wires { _runtime: server, folder, listener, client: Mutex::new(client) }
     })
 }

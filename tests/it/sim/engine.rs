@@ -147,7 +147,8 @@ impl Truth {
         let lie = match truth {
             Saw::Runs => self.rng.pick(&[Saw::None, Saw::Dead]).clone(),
             Saw::None | Saw::Dead => self.rng.pick(&[Saw::Runs, Saw::None]).clone(),
-            Saw::Coming | Saw::Unknown(_) => return truth,
+            // The last two are words of a cluster.
+            Saw::Coming | Saw::Unknown(_) | Saw::Terminated | Saw::SaidGone(_) => return truth,
         };
         self.engine.lies += 1;
         self.engine.vessels.entry(run.clone()).and_modify(|vessel| vessel.lied = true);
@@ -214,7 +215,7 @@ impl Truth {
         match self.engine_says(run) {
             Saw::Coming => Ok(true),
             Saw::Unknown(why) => Err(why),
-            Saw::None => Ok(false),
+            Saw::None | Saw::Terminated | Saw::SaidGone(_) => Ok(false),
             Saw::Runs => Ok(true),
             Saw::Dead => Ok(self.engine.made(run) == Made::Created && !is_stopped),
         }
@@ -256,7 +257,7 @@ impl Truth {
             return Err(failure(self, reason::SANDBOX_FAILED, "what starts it has not answered"));
         }
         match self.engine_kills(run) {
-            Saw::None | Saw::Dead => {
+            Saw::None | Saw::Dead | Saw::Terminated | Saw::SaidGone(_) => {
                 self.conclude(run, "it was stopped before it started");
                 Ok(Outcome::Done)
             }

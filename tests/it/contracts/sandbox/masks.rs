@@ -154,6 +154,7 @@ fn what_the_operator_allows_may_be_missing_and_is_not_shown() {
             Ok::<_, SandboxError>((end, runtime.block_on(sandbox.observe(None))?.remove(0).isolation))
         });
         match (need, outcome.join().unwrap()) {
+            (Need::Never, _) => panic!("{primitive}: this driver has it"),
             (Need::Always, refused) => assert!(matches!(refused, Err(SandboxError::Unsupported(_))), "{primitive}: {refused:?}"),
             (Need::UnlessAllowed | Need::WherePossible, Err(e)) => panic!("{primitive}: {e}"),
             (Need::UnlessAllowed | Need::WherePossible, Ok((end, isolation))) => {
