@@ -93,14 +93,14 @@ fn without_a_kubelet_nothing_is_said_to_be_dead() {
     control.stop("kubelet");
     let started = Instant::now();
     let (code, answer) = mosaic.call("POST", &format!("/agents/{uid}/kill"), Some(&json!({})));
-    assert_eq!(code, 200, "{answer}");
+    assert_eq!(code, 202, "{answer}");
     assert_eq!(answer["verified"], json!(false), "{answer}");
     assert!(answer.to_string().contains("kubelet"), "{answer}");
     let gone = until("the process goes", || processes(&mark) == 0);
     println!("kubelet stopped: process gone {gone} ms after the answer, which came after {} ms", started.elapsed().as_millis() - gone);
     // The record stays, and nobody takes its task.
-    let again = mosaic.spawn(&task(&remote, &mark, &stubborn(&mark)));
-    assert_eq!(again, uid);
+    let (code, answer) = mosaic.call("POST", "/agents/spawn", Some(&task(&remote, &mark, &stubborn(&mark))));
+    assert_eq!((code, answer["agentId"].as_str()), (409, Some(uid.as_str())), "{answer}");
     for _ in 0..10 {
         std::thread::sleep(Duration::from_secs(1));
         let name = mosaic.object(&uid)["metadata"]["name"].as_str().unwrap().to_owned();
