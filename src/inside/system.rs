@@ -301,6 +301,13 @@ pub fn state_of(pid: i32) -> io::Result<Option<(char, u64)>> {
     }
 }
 
+/// Whether a process lives; one that is dead and not yet waited for does not.
+/// # Errors
+/// `/proc` cannot be read.
+pub fn is_running(pid: i32) -> io::Result<bool> {
+    Ok(state_of(pid)?.is_some_and(|(state, _)| !matches!(state, 'Z' | 'X')))
+}
+
 /// Parent of a process; `None`: no such process.
 /// # Errors
 /// `/proc` cannot be read.

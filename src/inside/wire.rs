@@ -47,6 +47,8 @@ pub const FOLDER_CONTROL: &str = "control";
 pub const FOLDER_LINK: &str = "link";
 /// Folder mounted at `/mosaic/out`.
 pub const FOLDER_OUT: &str = "out";
+/// Where that is in a sandbox.
+pub const OUT_INSIDE: &str = "/mosaic/out";
 /// Name of the control socket.
 pub const SOCKET_CONTROL: &str = "control.sock";
 /// Name of the socket over which the init of a container gets what the launcher would have given it.

@@ -2,14 +2,11 @@
 //! them. They are known by what is mounted in them: `/mosaic/out` is the folder of a run of this state folder, whatever became of it since.
 
 use crate::inside::system;
-use crate::inside::wire::{FOLDER_OUT, Identity};
+use crate::inside::wire::{FOLDER_OUT, Identity, OUT_INSIDE};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-
-/// Where a sandbox has the folder for its result.
-const OUT_INSIDE: &str = "/mosaic/out";
 
 /// One sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]

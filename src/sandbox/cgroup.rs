@@ -12,7 +12,7 @@ use crate::api::validate::Limits;
 use crate::cleanups::{Cleanups, Stray};
 use crate::inside::{limits, system};
 use crate::sandbox::folder::{hash, short};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
@@ -264,10 +264,7 @@ pub fn end_members_of_container(id: &str) -> io::Result<()> {
         let Some(handle) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { continue };
         // The handle is fixed to one process now; if it is still a member, that is the one.
         if is_member(pid) {
-            match pidfd_send_signal(&handle, Signal::KILL) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(e) => return Err(e.into()),
-            }
+            super::kill::kill(&handle)?;
         }
     }
     Ok(())

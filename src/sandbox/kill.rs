@@ -112,8 +112,7 @@ pub fn namespaces() -> io::Result<BTreeSet<u64>> {
 
 /// Whether a process has ended, although nobody has reaped it yet: it still has a namespace then.
 fn is_dead(pid: &str) -> bool {
-    let state = pid.parse().ok().and_then(|pid| system::state_of(pid).ok().flatten());
-    state.is_none_or(|(state, _)| matches!(state, 'Z' | 'X'))
+    !pid.parse().is_ok_and(|pid| system::is_running(pid).unwrap_or(false))
 }
 
 /// Living processes in a pid namespace, by looking at every process of the host. The namespace must be held.

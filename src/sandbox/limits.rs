@@ -54,12 +54,8 @@ pub struct LimitRow {
     pub name: &'static str,
     /// Without it nothing starts, unless the operator allows that.
     pub required: bool,
-    /// What bounds it with the process driver.
-    pub process: fn(&Means) -> Bound,
-    /// What bounds it with the docker driver.
-    pub docker: fn(&Means) -> Bound,
-    /// What bounds it with the pod driver.
-    pub pod: fn(&Means) -> Bound,
+    /// What bounds it with a driver that has these means.
+    bound: fn(Driver, &Means) -> Bound,
     /// What would help where nothing does, with the process driver.
     pub remedy: &'static str,
 }
@@ -69,99 +65,29 @@ const REMEDY_GROUPS: &str = "mount the control groups at /sys/fs/cgroup with the
 const REMEDY_ENGINE: &str = "the engine's host needs the control groups for it (`docker info` warns of what is missing)";
 const REMEDY_NONE: &str = "nothing: every host of this driver has it";
 
+const fn row(name: &'static str, required: bool, bound: fn(Driver, &Means) -> Bound, remedy: &'static str) -> LimitRow {
+    LimitRow { name, required, bound, remedy }
+}
+
 /// Every limit.
 pub const LIMITS: &[LimitRow] = &[
-    LimitRow {
-        name: "memory",
-        required: true,
-        process: |means| means.memory,
-        docker: |means| means.memory,
-        pod: |means| means.memory,
-        remedy: REMEDY_GROUPS,
-    },
-    LimitRow {
-        name: "pids",
-        required: true,
-        process: |means| means.pids,
-        docker: |means| means.pids,
-        pod: |means| means.pids,
-        remedy: REMEDY_GROUPS,
-    },
-    LimitRow {
-        name: "cpu",
-        required: false,
-        process: |means| means.cpu,
-        docker: |means| means.cpu,
-        pod: |means| means.cpu,
-        remedy: REMEDY_GROUPS,
-    },
-    LimitRow {
-        name: "disk",
-        required: false,
-        process: |_| Bound::Watchdog,
-        docker: |_| Bound::Watchdog,
-        pod: |_| Bound::Watchdog,
-        remedy: REMEDY_NONE,
-    },
-    LimitRow {
-        name: "inodes",
-        required: false,
-        process: |_| Bound::Watchdog,
-        docker: |_| Bound::Watchdog,
-        pod: |_| Bound::None,
-        remedy: REMEDY_NONE,
-    },
-    LimitRow {
-        name: "tmp",
-        required: false,
-        process: |_| Bound::Kernel,
-        docker: |_| Bound::Kernel,
-        pod: |_| Bound::Kernel,
-        remedy: REMEDY_NONE,
-    },
-    LimitRow {
-        name: "file-size",
-        required: false,
-        process: |_| Bound::Kernel,
-        docker: |_| Bound::Kernel,
-        pod: |_| Bound::Kernel,
-        remedy: REMEDY_NONE,
-    },
-    LimitRow {
-        name: "open-files",
-        required: false,
-        process: |_| Bound::Kernel,
-        docker: |_| Bound::Kernel,
-        pod: |_| Bound::Kernel,
-        remedy: REMEDY_NONE,
-    },
-    LimitRow {
-        name: "core-dumps",
-        required: false,
-        process: |_| Bound::Kernel,
-        docker: |_| Bound::Kernel,
-        pod: |_| Bound::Kernel,
-        remedy: REMEDY_NONE,
-    },
-    LimitRow {
-        name: "output",
-        required: false,
-        process: |_| Bound::Init,
-        docker: |_| Bound::Init,
-        pod: |_| Bound::Init,
-        remedy: REMEDY_NONE,
-    },
+    row("memory", true, |_, means| means.memory, REMEDY_GROUPS),
+    row("pids", true, |_, means| means.pids, REMEDY_GROUPS),
+    row("cpu", false, |_, means| means.cpu, REMEDY_GROUPS),
+    row("disk", false, |_, _| Bound::Watchdog, REMEDY_NONE),
+    // Nobody counts the files of a pod from outside.
+    row("inodes", false, |driver, _| if driver == Driver::Pod { Bound::None } else { Bound::Watchdog }, REMEDY_NONE),
+    row("tmp", false, |_, _| Bound::Kernel, REMEDY_NONE),
+    row("file-size", false, |_, _| Bound::Kernel, REMEDY_NONE),
+    row("open-files", false, |_, _| Bound::Kernel, REMEDY_NONE),
+    row("core-dumps", false, |_, _| Bound::Kernel, REMEDY_NONE),
+    row("output", false, |_, _| Bound::Init, REMEDY_NONE),
 ];
 
 /// What bounds a limit with a driver; a choice that was not made bounds nothing.
 #[must_use]
 pub fn bound(limit: &LimitRow, driver: Driver, means: &Means) -> Bound {
-    match driver {
-        Driver::Process => (limit.process)(means),
-        Driver::Docker => (limit.docker)(means),
-        Driver::Pod => (limit.pod)(means),
-        Driver::Auto => Bound::None,
-    }
+    if driver == Driver::Auto { Bound::None } else { (limit.bound)(driver, means) }
 }
 
 /// What would help where nothing bounds a limit with a driver.

@@ -389,18 +389,22 @@ async fn answer(shared: Arc<Shared>, link: Arc<RunLink>, pid: Option<i32>, reque
     let path = request.uri().path().to_owned();
     let body = tokio::time::timeout(HEADER_PATIENCE, Limited::new(request.into_body(), BODY_BYTES_MAX).collect()).await;
     let Ok(Ok(body)) = body else { return Ok(plain(StatusCode::BAD_REQUEST)) };
-    let body = body.to_bytes();
-    Ok(match path.as_str() {
-        PATH_GRANT => match serde_json::from_slice(&body) {
+    Ok(control(shared, link, pid, &path, &body.to_bytes()).await)
+}
+
+/// Grant and renewal, which are those of every driver. `pid`: who asks, where the kernel says.
+async fn control(shared: Arc<Shared>, link: Arc<RunLink>, pid: Option<i32>, path: &str, body: &[u8]) -> Answer {
+    match path {
+        PATH_GRANT => match serde_json::from_slice(body) {
             Ok(request) => grant(shared, link, pid, request).await,
             Err(_) => plain(StatusCode::BAD_REQUEST),
         },
-        PATH_RENEW => match serde_json::from_slice(&body) {
+        PATH_RENEW => match serde_json::from_slice(body) {
             Ok(request) => renew(shared, link, request).await,
             Err(_) => plain(StatusCode::BAD_REQUEST),
         },
         _ => plain(StatusCode::NOT_FOUND),
-    })
+    }
 }
 
 fn plain(status: StatusCode) -> Answer {

@@ -26,6 +26,7 @@ use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::folder::{MadeContainer, RunFolder};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::link::remote::{Authority, FILE_UNTAKEN};
+use crate::sandbox::runs::status_of;
 use crate::sandbox::{Refusal, SandboxError};
 use cluster::Cluster;
 use k8s_openapi::api::core::v1::Pod;
@@ -230,7 +231,7 @@ impl Shared {
             None => Some(end.words.clone().unwrap_or_else(|| "its container ended without a word of its init".to_owned())),
         };
         // Where nobody tells a code, init's report alone is not contradicted.
-        let status = end.code.map(|code| if code > 128 { code - 128 } else { code << 8 });
+        let status = end.code.map(status_of);
         let word = WaitReport { failed, status, oom_kills: u64::from(end.oom_killed), ..WaitReport::default() };
         entry.folder.write_durably(FILE_WAIT, &word)?;
         *lock = None;

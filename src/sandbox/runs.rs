@@ -362,6 +362,11 @@ impl Runs {
     }
 }
 
+/// A wait status from the exit code that an engine or a kubelet tells: 128 and more are signals.
+pub(crate) fn status_of(code: i32) -> i32 {
+    if code > 128 { code - 128 } else { code << 8 }
+}
+
 /// Says what was tried on which run.
 pub(crate) fn failed(run: &RunId, what: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
     let run = run.clone();

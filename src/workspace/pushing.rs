@@ -149,16 +149,11 @@ fn members(group: i32) -> io::Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if system::group_of(pid)? == Some(group) && is_running(pid)? {
+        if system::group_of(pid)? == Some(group) && system::is_running(pid)? {
             found.extend(Pid::from_raw(pid));
         }
     }
     Ok(found)
-}
-
-/// Whether a process lives; one that is dead and not yet waited for does not.
-fn is_running(pid: i32) -> io::Result<bool> {
-    Ok(system::state_of(pid)?.is_some_and(|(state, _)| !matches!(state, 'Z' | 'X')))
 }
 
 /// Whose a process of the group is, by its environment.
@@ -181,7 +176,7 @@ fn mark_of(pid: Pid, mark: &str) -> Mark {
         Ok(environment) if environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()) => Mark::Ours,
         Ok(environment) if !environment.is_empty() => Mark::Other,
         // What ended since has none either.
-        Ok(_) if !is_running(pid.as_raw_nonzero().get()).unwrap_or(true) => Mark::Other,
+        Ok(_) if !system::is_running(pid.as_raw_nonzero().get()).unwrap_or(true) => Mark::Other,
         Ok(_) | Err(_) => Mark::Unknown,
     }
 }
@@ -210,7 +205,7 @@ mod tests {
         assert!(child.try_wait().unwrap().is_none(), "it may be anybody's");
         child.kill().unwrap();
         // Dead and not yet waited for is dead.
-        while is_running(i32::try_from(child.id()).unwrap()).unwrap() {
+        while system::is_running(i32::try_from(child.id()).unwrap()).unwrap() {
             std::thread::yield_now();
         }
         assert_eq!(look(folder.path()).unwrap(), Push::None);

@@ -11,8 +11,8 @@ use super::not_shared;
 use crate::api::validate::Limits;
 use crate::inside::limits::OPEN_FILES_MAX;
 use crate::inside::wire::{
-    BASE_OBJECTS_INSIDE, CONTROL_INSIDE, FILE_TASK, FOLDER_CONTROL, FOLDER_LINK, FOLDER_OUT, HOME, INIT_INSIDE, LaunchSpec, ToolMount,
-    USER, WORKSPACE,
+    BASE_OBJECTS_INSIDE, CONTROL_INSIDE, FILE_TASK, FOLDER_CONTROL, FOLDER_LINK, FOLDER_OUT, HOME, INIT_INSIDE, LaunchSpec, OUT_INSIDE,
+    ToolMount, USER, WORKSPACE,
 };
 use crate::sandbox::config::{SandboxConfig, SandboxIds};
 use crate::sandbox::limits::{Bound, Means, tmp_bytes_max};
@@ -182,7 +182,7 @@ impl Plan<'_> {
             self.mount(self.init, INIT_INSIDE, true)?,
             self.mount(&passwd_beside(self.init, &self.config.ids), "/etc/passwd", true)?,
             self.mount(&group_beside(self.init, &self.config.ids), "/etc/group", true)?,
-            self.mount(&folder.join(FOLDER_OUT), "/mosaic/out", false)?,
+            self.mount(&folder.join(FOLDER_OUT), OUT_INSIDE, false)?,
             self.mount(&folder.join(FOLDER_LINK), "/mosaic/link", true)?,
             // Read-only still lets init connect.
             self.mount(&folder.join(FOLDER_CONTROL), CONTROL_INSIDE, true)?,

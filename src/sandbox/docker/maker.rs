@@ -9,7 +9,7 @@ use crate::sandbox::cgroup;
 use crate::sandbox::folder::{ContainerSpec, MadeContainer, RunFolder, StoredSpec, short};
 use crate::sandbox::kill::{self, Life};
 use crate::sandbox::limits::{Bound, Means};
-use crate::sandbox::runs::{Claimed, LOOK_PAUSE, Maker, Run, failed};
+use crate::sandbox::runs::{Claimed, LOOK_PAUSE, Maker, Run, failed, status_of};
 use crate::sandbox::{RunSpec, SandboxError};
 use crate::tools;
 use std::collections::BTreeSet;
@@ -195,9 +195,4 @@ impl Maker for Docker {
         }
         Ok(())
     }
-}
-
-/// A wait status from the exit code that an engine tells: 128 and more are signals.
-fn status_of(code: i32) -> i32 {
-    if code > 128 { code - 128 } else { code << 8 }
 }

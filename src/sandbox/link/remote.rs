@@ -5,15 +5,14 @@
 //! What is taken is laid out in the run's own tree and HOME, whole archives only and each once, so that everything after the end of a run
 //! (snapshot, gates, rescue) is the same for every driver. Behind the end that was seen nothing is taken any more.
 
-use super::{Answer, LinkServer, RunLink, Shared, grant, json, plain, renew};
+use super::{Answer, LinkServer, RunLink, Shared, control, json, plain};
 use crate::api::names::{Role, RunId, Secret};
 use crate::inside::archive::{self, Bounds, Root};
 use crate::inside::dial::to_hex;
 use crate::inside::output::Ring;
 use crate::inside::wire::{
     Beginning, ExitCause, ExitNotice, FILE_EXIT, FILE_SESSION, FILE_SPEC, FILE_TASK, FOLDER_OUT, HEADER_NUMBER, HEADER_OFFSET, HEADER_RUN,
-    HEADER_SECRET, LINK_NAME, PATH_BEGIN, PATH_EXIT, PATH_FETCH, PATH_GRANT, PATH_OUTPUT, PATH_RENEW, PATH_TAKE, PATH_TREE,
-    PIECE_BYTES_MAX, Parcel, Take,
+    HEADER_SECRET, LINK_NAME, PATH_BEGIN, PATH_EXIT, PATH_FETCH, PATH_OUTPUT, PATH_TAKE, PATH_TREE, PIECE_BYTES_MAX, Parcel, Take,
 };
 use crate::sandbox::folder::{RunFolder, Session, StoredSpec, short};
 use http_body_util::{BodyExt, Limited};
@@ -213,14 +212,6 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answe
     let Ok(Ok(body)) = body else { return Ok(plain(StatusCode::BAD_REQUEST)) };
     let body = body.to_bytes();
     Ok(match path.as_str() {
-        PATH_GRANT => match serde_json::from_slice(&body) {
-            Ok(request) => grant(shared, link, None, request).await,
-            Err(_) => plain(StatusCode::BAD_REQUEST),
-        },
-        PATH_RENEW => match serde_json::from_slice(&body) {
-            Ok(request) => renew(shared, link, request).await,
-            Err(_) => plain(StatusCode::BAD_REQUEST),
-        },
         PATH_BEGIN | PATH_FETCH | PATH_OUTPUT | PATH_TREE | PATH_TAKE | PATH_EXIT => {
             let run = link.run.clone();
             let done = tokio::task::spawn_blocking(move || link.serve_pod(&path, &about, &body)).await;
@@ -233,7 +224,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answe
                 Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR),
             }
         }
-        _ => plain(StatusCode::NOT_FOUND),
+        path => control(shared, link, None, path, &body).await,
     })
 }
 
