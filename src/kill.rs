@@ -57,6 +57,11 @@ use targets::{Target, Targets};
 pub const KILL_TIME_MAX: Duration = Duration::from_millis(4_500);
 /// How often a kill of everything looks again for what came up meanwhile.
 const SWEEPS_MAX: u32 = 8;
+/// How long it is waited for the intent of what is held and has none: a run that is being made has its lock a moment before, and a disk that is
+/// busy makes that long.
+const INTENT_PATIENCE: Duration = Duration::from_secs(1);
+/// Pause between two looks for it.
+const INTENT_PAUSE: Duration = Duration::from_millis(20);
 /// Attempts that are tried to tell the run of a folder by its name.
 const ATTEMPTS_TRIED: u32 = 100;
 /// Least time for the end of pushes.
@@ -102,13 +107,16 @@ impl Killer {
     #[must_use]
     pub fn kill(&self, request: &KillRequest) -> Receipts {
         let mut round = Round::begin(self, request);
-        for sweep in 0..SWEEPS_MAX {
+        for sweep in 0.. {
             let found = self.find(&mut round);
-            if found.is_empty() && round.notes.is_empty() && sweep > 0 {
-                break;
+            let is_news = sweep == 0 || !found.is_empty() || !round.notes.is_empty();
+            if is_news {
+                self.strike(&mut round, found, sweep == 0);
             }
-            self.strike(&mut round, found, sweep == 0);
-            if !request.all || Instant::now() >= round.until {
+            let now = Instant::now();
+            if round.is_unreadable && now < round.started + INTENT_PATIENCE {
+                std::thread::sleep(INTENT_PAUSE);
+            } else if !is_news || !request.all || sweep + 1 >= SWEEPS_MAX || now >= round.until {
                 break;
             }
         }
@@ -208,7 +216,7 @@ impl Killer {
             Targets::default()
         });
         // Whose it is nobody can read, so it may be one that is meant.
-        round.is_unreadable |= !unreadable.is_empty();
+        round.is_unreadable = !unreadable.is_empty();
         let mut hidden = self.without_folder(&runs, &held);
         hidden.extend(self.lost(round, &runs, &held));
         let runs = runs.into_iter().chain(hidden).filter(|target| !round.done.contains(&target.run));

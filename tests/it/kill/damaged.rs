@@ -3,8 +3,13 @@
 
 use super::{KILL_MAX, mosaic_cli, text, with_agents};
 use crate::e2e::harness::{Mosaic, eventually, task};
+use mosaic::inside::system;
+use mosaic::kill::admin;
+use mosaic::kill::receipt::KillRequest;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 fn folders(mosaic: &Mosaic) -> Vec<PathBuf> {
     let entries = fs::read_dir(mosaic.state().join("runs")).unwrap().map(|entry| entry.unwrap().path());
@@ -143,4 +148,24 @@ fn a_server_that_does_not_move_is_not_waited_for() {
     let (output, took) = mosaic_cli(&mosaic, &["kill", "--all"]);
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     assert!(output.status.success() && took < KILL_MAX, "{took:?}: {}", text(&output));
+}
+
+#[test]
+fn a_run_whose_intent_is_still_being_written_is_waited_for_and_one_without_any_is_told() {
+    let mosaic = Mosaic::start(&[]);
+    let folder = mosaic.state().join("runs/0123456789abcdef");
+    fs::create_dir_all(&folder).unwrap();
+    let lock = fs::File::options().write(true).create_new(true).open(folder.join("lock")).unwrap();
+    system::lock_file(lock.as_fd()).unwrap();
+    let kill = || admin::ask(&mosaic.state(), &KillRequest { all: true, ..KillRequest::default() }).unwrap();
+    let receipts = kill();
+    assert!(receipts.unknown.iter().any(|why| why.contains("its intent cannot be read")), "{receipts:?}");
+    let maker = std::thread::spawn(move || {
+        // A busy disk.
+        std::thread::sleep(Duration::from_millis(300));
+        drop(lock);
+    });
+    let receipts = kill();
+    assert!(receipts.all_dead() && receipts.unknown.is_empty(), "{receipts:?}");
+    maker.join().unwrap();
 }
