@@ -40,6 +40,7 @@ use crate::sandbox::folder::{RunFolder, short};
 use crate::store::Key;
 use crate::workspace::{Held, is_pushing};
 use book::{Book, judge_stray, open_of_prepared};
+use cluster::ClusterPath;
 use engine::{Answer, EnginePath, Saw};
 use k8s_openapi::jiff::Timestamp;
 use latch::{Latch, NOTE_TIME_MAX, Note};
@@ -77,6 +78,8 @@ type Known = Box<dyn Fn(&KillRequest) -> Vec<Named> + Send + Sync>;
 type Living = (RunId, Driver, Identity);
 /// What the drivers remember.
 type Alive = Box<dyn Fn() -> Vec<Living> + Send + Sync>;
+/// A thread that asks the engine or the cluster, where there is something to ask; the error is why it could not be asked.
+type Asking = Result<Option<JoinHandle<Answer>>, String>;
 /// What the engine saw of a target, and when.
 type Seen = (Target, Struck, Option<(Saw, Instant)>);
 
@@ -146,12 +149,13 @@ impl Killer {
         let (mut asking, mut asking_cluster) = (Ok(None), Ok(None));
         let struck = strike(&runs, round.until, || {
             self.tell_of(&runs, news, held.clone());
-            let pods: Vec<Target> = runs.iter().filter(|target| target.driver == Driver::Pod).cloned().collect();
-            asking_cluster = cluster::begin(&pods, round.request, round.until);
+            asking_cluster = self.ask_cluster(round, &runs);
             asking = self.ask_engine(round, &runs);
         });
-        let mut answer = answer_of(asking);
-        answer.saw.extend(of_cluster(asking_cluster));
+        let mut answer = answer_of(engine::CONTAINERS, asking);
+        let of_cluster = answer_of(cluster::PODS, asking_cluster);
+        answer.saw.extend(of_cluster.saw);
+        answer.strays.extend(of_cluster.strays);
         for (target, struck) in runs.into_iter().zip(struck) {
             round.done.insert(target.run.clone());
             let said = answer.saw.get(&target.run).cloned();
@@ -161,16 +165,17 @@ impl Killer {
                 round.seen.push((target, struck, said));
             }
         }
-        let (prepared, strays): (Vec<_>, Vec<_>) = answer.strays.into_iter().partition(|(container, ..)| container.agent.is_empty());
+        let (prepared, strays): (Vec<_>, Vec<_>) = answer.strays.into_iter().partition(|(stray, ..)| stray.agent.is_empty());
         let open = prepared.into_iter().map(judge_stray).filter(|(verdict, _)| *verdict != Verdict::DeadVerified);
         round.receipts.unknown.extend(open.map(|(_, message)| message));
-        round.notes = latch_notes(strays.iter().map(|(container, ..)| &container.run.uid), round.request);
+        round.notes = latch_notes(strays.iter().map(|(stray, ..)| &stray.run.uid), round.request);
         for stray in strays {
             round.done.insert(stray.0.run.clone());
             round.books.entry(stray.0.run.uid.clone()).or_insert_with(|| Book::new(&stray.0.agent)).take_stray(stray);
         }
-        let blind = answer.blind.filter(|_| round.request.all && is_first);
-        round.receipts.unknown.extend(blind.map(|why| format!("containers without a folder: {why}")));
+        // A lost process of a container is found by what the kernel shows; that of a pod by the cluster alone.
+        let blind = answer.blind.filter(|_| round.request.all).into_iter().chain(of_cluster.blind);
+        round.receipts.unknown.extend(blind.filter(|_| is_first));
         round.held.extend(held);
     }
 
@@ -306,7 +311,7 @@ impl Killer {
     }
 
     /// The engine's path; only where it may have something of what is meant. The error is why it could not be asked.
-    fn ask_engine(&self, round: &mut Round<'_>, found: &[Target]) -> Result<Option<JoinHandle<Answer>>, String> {
+    fn ask_engine(&self, round: &mut Round<'_>, found: &[Target]) -> Asking {
         let request = round.request.clone();
         let contained: Vec<Target> = found.iter().filter(|target| target.driver == Driver::Docker).cloned().collect();
         let path = match EnginePath::recall(&self.state) {
@@ -324,9 +329,25 @@ impl Killer {
         if !strays && contained.is_empty() {
             return Ok(None);
         }
-        let is_meant: engine::IsMeant = Arc::new(move |container| is_meant(&request, &container.run.uid, &container.agent));
+        let is_meant: engine::IsMeant = Arc::new(move |stray| is_meant(&request, &stray.run.uid, &stray.agent));
         let begun = engine::begin(&path, &contained, &round.containers, strays.then_some(is_meant), round.until);
         begun.map(Some).map_err(|e| format!("no thread could be made to ask the container engine: {e}"))
+    }
+
+    /// The cluster's path; only where pods were ever made, and where it may have something of what is meant.
+    fn ask_cluster(&self, round: &Round<'_>, found: &[Target]) -> Asking {
+        let request = round.request.clone();
+        let pods: Vec<Target> = found.iter().filter(|target| target.driver == Driver::Pod).cloned().collect();
+        let strays = request.all || found.is_empty() || !pods.is_empty();
+        if !strays {
+            return Ok(None);
+        }
+        let Some(path) = ClusterPath::recall(&self.state)? else { return Ok(None) };
+        let known = round.done.iter().chain(found.iter().map(|target| &target.run)).cloned().collect();
+        let asked = request.clone();
+        let is_meant: engine::IsMeant = Arc::new(move |stray| is_meant(&asked, &stray.run.uid, &stray.agent));
+        let begun = cluster::begin(&path, &pods, cluster::Strays { known, is_meant }, &request, round.until);
+        begun.map(Some).map_err(|e| format!("no thread could be made to ask the cluster: {e}"))
     }
 
     fn write_down(&self, request: &KillRequest, receipts: &Receipts) {
@@ -475,17 +496,12 @@ fn settle(keeping: Vec<Keeping>, started: Instant, warnings: &mut Vec<String>) -
     last
 }
 
-/// What the cluster said; its silence is unknown.
-fn of_cluster(asking: std::io::Result<Option<JoinHandle<cluster::Answer>>>) -> cluster::Answer {
-    asking.ok().flatten().and_then(|thread| thread.join().ok()).unwrap_or_default()
-}
-
-/// What the engine said; that it could not be asked is as good as its silence.
-fn answer_of(asking: Result<Option<JoinHandle<Answer>>, String>) -> Answer {
-    let broke = |_| "the thread that asks the container engine broke".to_owned();
+/// What the engine or the cluster said; that it could not be asked is as good as its silence.
+fn answer_of(kind: &str, asking: Asking) -> Answer {
+    let broke = |_| "the thread that asks broke".to_owned();
     match asking.and_then(|asking| asking.map(|thread| thread.join().map_err(broke)).transpose()) {
         Ok(answer) => answer.unwrap_or_default(),
-        Err(why) => Answer::blind(why),
+        Err(why) => Answer::blind(kind, &why),
     }
 }
 

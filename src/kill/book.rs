@@ -1,12 +1,11 @@
 //! What was seen of each agent, and what is to be said of it.
 
-use super::engine::Saw;
+use super::engine::{Saw, Stray};
 use super::millis;
 use super::receipt::{Receipt, Steps, Verdict};
 use super::strike::{Seen, Struck};
 use super::targets::Target;
 use crate::api::names::{RunId, Uid};
-use crate::sandbox::docker::engine::Container;
 use std::time::Instant;
 
 /// What is said of an agent of which nothing lived.
@@ -42,7 +41,7 @@ impl Book {
         self.judged(verdict, message, struck.signalled.is_some() || said.is_some());
     }
 
-    pub(super) fn take_stray(&mut self, stray: (Container, Saw, Instant)) {
+    pub(super) fn take_stray(&mut self, stray: (Stray, Saw, Instant)) {
         let at = stray.2;
         self.engine = self.engine.max(Some(at));
         let (verdict, message) = judge_stray(stray);
@@ -83,16 +82,17 @@ impl Book {
     }
 }
 
-/// What is to be said of a container without a folder: the engine's word is all there is.
-pub(super) fn judge_stray((container, saw, _): (Container, Saw, Instant)) -> (Verdict, String) {
-    let name = container.name;
+/// What is to be said of a container or pod without a folder: the engine's or the cluster's word is all there is.
+pub(super) fn judge_stray((stray, saw, _): (Stray, Saw, Instant)) -> (Verdict, String) {
+    let name = stray.name;
     match saw {
-        Saw::None | Saw::Dead | Saw::Terminated | Saw::SaidGone(_) => {
-            (Verdict::DeadVerified, format!("container {name} had no folder; the engine says that it is dead"))
+        Saw::None | Saw::Dead | Saw::SaidGone(_) => {
+            (Verdict::DeadVerified, format!("{name} had no folder; the engine says that it is dead"))
         }
-        Saw::Runs => (Verdict::Failed, format!("container {name} still runs")),
-        Saw::Coming => (Verdict::RevokedUnverified, format!("container {name} may still come")),
-        Saw::Unknown(why) => (Verdict::RevokedUnverified, format!("container {name}: {why}")),
+        Saw::Terminated => (Verdict::DeadVerified, format!("{name} had no folder; its container has terminated")),
+        Saw::Runs => (Verdict::Failed, format!("{name} still runs")),
+        Saw::Coming => (Verdict::RevokedUnverified, format!("{name} may still come")),
+        Saw::Unknown(why) => (Verdict::RevokedUnverified, format!("{name}: {why}")),
     }
 }
 

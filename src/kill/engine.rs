@@ -29,6 +29,9 @@ const HEDGE_PAUSE: Duration = Duration::from_millis(10);
 /// Pause between two looks at a container.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
+/// What strays are called here.
+pub const CONTAINERS: &str = "containers";
+
 /// Name of the file in the state folder that says which engine has containers of ours.
 const FILE_ENGINE: &str = "engine.json";
 
@@ -96,22 +99,33 @@ pub enum Saw {
 pub struct Answer {
     /// By run, of those that the engine was asked about.
     pub saw: BTreeMap<RunId, (Saw, Instant)>,
-    /// Containers of ours without a folder.
-    pub strays: Vec<(Container, Saw, Instant)>,
-    /// Why it could not be looked for strays.
+    /// What of ours has no folder.
+    pub strays: Vec<(Stray, Saw, Instant)>,
+    /// Why it could not be looked for strays, in a sentence.
     pub blind: Option<String>,
 }
 
+/// A container or pod of ours without a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// Which run.
+    pub run: RunId,
+    /// `namespace/name` of its agent; empty: it was prepared for one.
+    pub agent: String,
+    /// What it is, for people.
+    pub name: String,
+}
+
 impl Answer {
-    /// Nothing was asked; why.
+    /// It could not be looked for strays of one kind; why.
     #[must_use]
-    pub fn blind(why: String) -> Self {
-        Self { blind: Some(why), ..Self::default() }
+    pub fn blind(kind: &str, why: &str) -> Self {
+        Self { blind: Some(format!("{kind} without a folder: {why}")), ..Self::default() }
     }
 }
 
-/// Which containers without a folder are meant.
-pub type IsMeant = Arc<dyn Fn(&Container) -> bool + Send + Sync>;
+/// Which of what has no folder is meant.
+pub type IsMeant = Arc<dyn Fn(&Stray) -> bool + Send + Sync>;
 
 /// Begins. Without `is_meant` nobody looks for containers without a folder; those that are `known`, by name, have one.
 /// # Errors
@@ -127,7 +141,7 @@ pub fn begin(
     std::thread::Builder::new().name("mosaic-kill-engine".to_owned()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
-            Err(e) => return Answer::blind(format!("the container engine could not be asked: {e}")),
+            Err(e) => return Answer::blind(CONTAINERS, &format!("the container engine could not be asked: {e}")),
         };
         let answer = runtime.block_on(strike(&path, &targets, &known, is_meant.as_ref(), until));
         runtime.shutdown_background();
@@ -152,8 +166,10 @@ async fn strike(path: &EnginePath, targets: &[Target], known: &BTreeSet<String>,
     };
     let (mut saw, late, strays) = tokio::join!(end_all(path, hidden, until), hedged, strays);
     saw.extend(late);
-    let (strays, blind) = strays.map_or_else(|why| (Vec::new(), Some(why)), |strays| (strays, None));
-    Answer { saw, strays, blind }
+    match strays {
+        Ok(strays) => Answer { saw, strays, blind: None },
+        Err(why) => Answer { saw, ..Answer::blind(CONTAINERS, &why) },
+    }
 }
 
 async fn end_all(path: &EnginePath, targets: Vec<&Target>, until: Instant) -> BTreeMap<RunId, (Saw, Instant)> {
@@ -172,15 +188,18 @@ async fn end_strays(
     known: &BTreeSet<String>,
     is_meant: &IsMeant,
     until: Instant,
-) -> Result<Vec<(Container, Saw, Instant)>, String> {
+) -> Result<Vec<(Stray, Saw, Instant)>, String> {
     let listed = tokio::time::timeout_at((Instant::now() + LIST_TIME_MAX).min(until).into(), path.engine.ours(&path.installation)).await;
     let found = listed.map_err(|_| "the engine did not answer in time".to_owned())?.map_err(|e| words(&e))?;
     let mut calls = Vec::new();
-    for container in found.into_iter().filter(|container| !known.contains(&container.name) && is_meant(container)) {
-        calls.push(async move {
-            let (saw, at) = end(&path.engine, &container.id, || false, until).await;
-            (container, saw, at)
-        });
+    for Container { id, name, run, agent, .. } in found.into_iter().filter(|container| !known.contains(&container.name)) {
+        let stray = Stray { run, agent, name: format!("container {name}") };
+        if is_meant(&stray) {
+            calls.push(async move {
+                let (saw, at) = end(&path.engine, &id, || false, until).await;
+                (stray, saw, at)
+            });
+        }
     }
     Ok(futures::stream::iter(calls).buffer_unordered(CALLS_MAX).collect().await)
 }

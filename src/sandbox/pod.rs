@@ -23,6 +23,7 @@ use crate::api::names::{RunId, Secret};
 use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_EXIT, FILE_WAIT, WaitReport};
 use crate::sandbox::bridge::Bridge;
 use crate::sandbox::config::SandboxConfig;
+use crate::sandbox::docker::labels;
 use crate::sandbox::folder::{MadeContainer, RunFolder};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::link::remote::{Authority, FILE_UNTAKEN};
@@ -155,7 +156,7 @@ impl Pods {
             let text = format!("this controller may not {}; `mosaic crd --rbac` prints the rights that pods need", missing.join(", "));
             return Err(SandboxError::Unsupported(text));
         }
-        crate::kill::cluster::remember(&config.state).map_err(cannot)?;
+        crate::kill::cluster::remember(&config.state, &config.installation).map_err(cannot)?;
         watch::start(&bridge, &cluster, &shared, &config);
         let served = Served { pod, cluster, link: addresses, authority, listener: Mutex::new(Some(listener)) };
         Ok(Self { config, served: Some(served), bridge, shared })
@@ -197,6 +198,18 @@ pub(crate) fn has_ended(pod: &Pod) -> bool {
     matches!(word::of(pod), word::Word::Ended(_))
 }
 
+/// The run of a pod, and `namespace/name` of its agent; `None`: it is none of ours.
+pub(crate) fn run_of(pod: &Pod) -> Option<(RunId, String)> {
+    let notes = pod.metadata.annotations.as_ref()?;
+    let run = serde_json::from_str(notes.get(labels::RUN)?).ok()?;
+    Some((run, notes.get(labels::AGENT).cloned().unwrap_or_default()))
+}
+
+/// What selects the pods of an installation that were made from one state folder.
+fn selector(installation: &str, home: &str) -> String {
+    format!("{}={installation},{}={home}", labels::INSTALLATION, labels::HOME)
+}
+
 /// Namespace and name of a made pod.
 pub(crate) fn place_of(made: &MadeContainer) -> (&str, &str) {
     made.name.split_once('/').unwrap_or(("default", &made.name))
@@ -233,7 +246,11 @@ impl Shared {
         // Where nobody tells a code, init's report alone is not contradicted.
         let status = end.code.map(status_of);
         let word = WaitReport { failed, status, oom_kills: u64::from(end.oom_killed), ..WaitReport::default() };
-        entry.folder.write_durably(FILE_WAIT, &word)?;
+        match entry.folder.write_durably(FILE_WAIT, &word) {
+            // Somebody took the folder away: there is nothing to be told, and nobody to tell.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !entry.folder.path().exists() => {}
+            written => written?,
+        }
         *lock = None;
         drop(lock);
         self.state().runs.remove(&entry.run);

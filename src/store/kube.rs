@@ -16,7 +16,7 @@ mod lease;
 mod listing;
 mod rbac;
 mod watcher;
-mod wire;
+pub(crate) mod wire;
 
 pub use call::client;
 pub use events::Teller;

@@ -4,8 +4,10 @@ use super::FINALIZER;
 use crate::api::names::RunId;
 use crate::sandbox::{Refusal, SandboxError};
 use crate::store::kube::call::{Api, CallError, Method};
+use crate::store::kube::wire::encode;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Client;
+use kube::api::ObjectList;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -73,6 +75,14 @@ impl Cluster {
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The pods of an installation that were made from one state folder, in all namespaces.
+    pub(crate) async fn pods(&self, installation: &str, home: &str) -> Result<Vec<Pod>, CallError> {
+        let selector = super::selector(installation, home);
+        let path = format!("/api/v1/pods?labelSelector={}", encode(&selector));
+        let list: ObjectList<Pod> = self.api.call_within(STRIKE_TIME_MAX, Method::GET, &path, None).await?;
+        Ok(list.items)
     }
 
     /// Deletes an object, of a pod this very one; that it is gone is success.

@@ -22,7 +22,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Begins; it ends with the bridge.
 pub(super) fn start(bridge: &Bridge, cluster: &Arc<Cluster>, shared: &Arc<Shared>, config: &Arc<SandboxConfig>) {
-    let selector = format!("{}={},{}={}", labels::INSTALLATION, config.installation, labels::HOME, labels::home(&config.state));
+    let selector = super::selector(&config.installation, &labels::home(&config.state));
     let (following, pods) = (shared.clone(), Api::<Pod>::all(cluster.client()));
     bridge.begin(async move {
         loop {

@@ -135,7 +135,7 @@ fn read_part(read: &ObjectMeta, metadata: ObjectMeta) -> ObjectMeta {
 }
 
 /// A text as part of a query.
-pub(super) fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     let keeps = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
     text.bytes().map(|b| if keeps(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

@@ -166,6 +166,9 @@ pub fn kubectl_with(args: &[&str], input: &str) -> (bool, String) {
     (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr))
 }
 
+/// What such a program can stop, in the order in which it comes back.
+const PARTS: [&str; 4] = ["etcd", "apiserver", "containerd", "kubelet"];
+
 /// A program that stops (SIGKILL) and starts parts of the cluster: `PROGRAM stop apiserver`.
 pub struct Control(String);
 
@@ -195,8 +198,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.start("etcd");
-        self.start("apiserver");
+        PARTS.iter().for_each(|part| self.start(part));
         let started = Instant::now();
         while !kubectl_says(&["get", "--raw", "/readyz"]).0 && started.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(200));

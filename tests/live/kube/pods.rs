@@ -5,6 +5,7 @@
 mod contract;
 mod jobs;
 mod kills;
+mod lost;
 mod probes;
 mod reasons;
 

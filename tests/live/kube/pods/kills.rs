@@ -12,7 +12,7 @@ fn stubborn(mark: &str) -> String {
 }
 
 /// Starts one and waits until its process runs; never is the phase Running before.
-fn running(mosaic: &Mosaic, remote: &Remote, name: &str) -> String {
+pub fn running(mosaic: &Mosaic, remote: &Remote, name: &str) -> String {
     let mut body = task(remote, name, &stubborn(name));
     body["sandbox"] = json!({ "cpu": "500m", "memory": "256Mi" });
     let uid = mosaic.spawn(&body);
@@ -21,7 +21,7 @@ fn running(mosaic: &Mosaic, remote: &Remote, name: &str) -> String {
     uid
 }
 
-fn repository(mosaic: &Mosaic) -> Remote {
+pub fn repository(mosaic: &Mosaic) -> Remote {
     Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())])
 }
 
