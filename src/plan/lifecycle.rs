@@ -202,6 +202,9 @@ fn permitted(plan: &mut Plan, step: &Step<'_>) -> bool {
     }
 }
 
+/// Length of the cause in a message, in bytes.
+const CAUSE_BYTES_MAX: usize = 300;
+
 /// Whether an attempt is under way; begins one when the backoff is over and the fleet permits.
 fn begun(plan: &mut Plan, step: &Step<'_>) -> bool {
     if plan.status.attempt > 0 && !plan.status.between_attempts {
@@ -241,9 +244,23 @@ fn retry_is_due(plan: &mut Plan, step: &Step<'_>) -> bool {
     let failures = plan.status.counts.agent_failures + plan.status.counts.infrastructure;
     let wait = backoff(step.desired.uid, failures, step.agent.backoff_initial, step.agent.backoff_max);
     let Some(left) = until_retry(failed.0, wait, step.now) else { return true };
-    plan.wait(reason::BACKOFF, format!("waits {} s after failure {failures} before it tries again", wait.as_secs()));
+    let cause = last_failure(&plan.status).map(|cause| format!(": {cause}")).unwrap_or_default();
+    plan.wait(reason::BACKOFF, format!("waits {} s after failure {failures} before it tries again{cause}", wait.as_secs()));
     plan.requeue(left);
     false
+}
+
+/// What failed last, for people: between attempts the round's own words, else a gate that could not judge, else what `Pushed` says since.
+fn last_failure(status: &AgentStatus) -> Option<String> {
+    if status.between_attempts {
+        return status.feedback.last().map(|round| round.summary.clone());
+    }
+    if let Some(gate) = status.gates.iter().find(|gate| gate.verdict == Verdict::Error) {
+        let words = gate.evidence.as_deref().and_then(|text| text.lines().next()).unwrap_or_default();
+        return Some(format!("gate {} could not judge: {}", gate.name, gates::keep_start(words, CAUSE_BYTES_MAX)));
+    }
+    let pushed = condition::get(&status.conditions, condition::PUSHED).filter(|pushed| pushed.status == "False")?;
+    Some(format!("{}: {}", pushed.reason, pushed.message))
 }
 
 /// Stops and removes sandboxes of earlier attempts, and of gates on commits that nobody asks about any more.

@@ -44,7 +44,8 @@ fn a_gate_that_was_lost_waits_for_its_backoff_and_burns_no_retry() {
     assert_eq!(names(&plan), ["RemoveSandbox"]);
     assert_eq!((plan.status.counts.infrastructure, plan.status.counts.rejections, plan.status.counts.agent_failures), (1, 0, 0));
     assert_eq!(plan.status.attempt, 1);
-    assert!(plan.waiting.iter().any(|w| w.reason == reason::BACKOFF));
+    let waits = plan.waiting.iter().find(|w| w.reason == reason::BACKOFF).unwrap();
+    assert!(waits.message.ends_with(": gone"), "what failed is where people look first: {}", waits.message);
 }
 
 #[test]
