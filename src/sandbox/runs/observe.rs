@@ -86,12 +86,16 @@ impl Runs {
     }
 
     fn state_of(&self, run: &Run, session: Option<&Session>) -> io::Result<SandboxState> {
+        let maker = self.maker(run.driver)?;
         if !fs::exists(run.folder.path().join(FILE_SPEC))? && run.identity()?.is_none() {
-            return Ok(SandboxState::Preparing);
+            // Not begun yet; or somebody took its folder away, and with it the lock: then its driver alone can tell that it has ended.
+            let has_ended = run.folder.is_stopped()? && !maker.may_come(run)?;
+            if !has_ended {
+                return Ok(SandboxState::Preparing);
+            }
         }
         // The lock first: when it is free, every file is as it will stay.
         let mut held = run.folder.is_held()?;
-        let maker = self.maker(run.driver)?;
         let life = match run.identity()? {
             // Who holds the lock lives, whoever it is.
             None if held => match session {

@@ -52,7 +52,7 @@ fn under_a_controller_a_kill_finds_them_and_leaves_nothing() {
     let uid = running(&mosaic, &remote, &mark);
     take_run_folders(&mosaic);
     let (code, answer) = mosaic.call("POST", &format!("/agents/{uid}/kill"), Some(&json!({})));
-    assert_eq!((code, &answer["verified"]), (200, &json!(true)), "{answer}");
+    assert_eq!((code, &answer["verified"]), (200, &json!(true)), "{answer}\n{}", mosaic.log());
     assert_eq!(processes(&mark), 0, "{answer}");
     mosaic.assert_nothing_left();
     assert_no_objects_left(&cluster, &runtime);
