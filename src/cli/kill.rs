@@ -5,7 +5,7 @@ use super::{Failure, Global};
 use crate::audit::{Audit, AuditOptions};
 use crate::causes;
 use crate::kill::latch::Latch;
-use crate::kill::receipt::{KillRequest, Receipt, Receipts};
+use crate::kill::receipt::{KillRequest, Receipt, Receipts, Verdict};
 use crate::kill::{self, Killer, admin};
 use crate::server::view::Ending;
 use clap::{Args, Subcommand};
@@ -185,11 +185,17 @@ fn notes_of(receipts: &Receipts) -> Vec<String> {
 }
 
 /// What was seen on this machine stands beside what the server says; what ran of those that the server does not name is shown all the same.
-/// Of those of which nothing ran a server that knows the records has said all there is: they had ended before.
+/// The server looked after us: whom it saw dead is dead, although we had not seen it. Of those of which nothing ran a server that knows the
+/// records has said all there is: they had ended before.
 fn merge(agents: &mut Vec<Ending>, receipts: Vec<Receipt>, is_told: bool) {
     for receipt in receipts {
         match agents.iter_mut().find(|agent| agent.agent_id == receipt.agent_id.as_str()) {
-            Some(agent) => agent.receipt = Some(receipt),
+            Some(agent) if receipt.verdict == Verdict::DeadVerified => agent.receipt = Some(receipt),
+            Some(agent) if agent.receipt.as_ref().is_some_and(|later| later.verdict == Verdict::DeadVerified) => {}
+            Some(agent) => {
+                agent.message = format!("{}; {}", receipt.message, agent.message);
+                agent.receipt = Some(receipt);
+            }
             None if is_told && receipt.runs == 0 => {}
             None => agents.push(Ending::of_receipt(receipt, 0, "")),
         }

@@ -241,6 +241,29 @@ pub fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
     if result == 0 { Ok(i32::from(lock.l_type) != libc::F_UNLCK) } else { Err(io::Error::last_os_error()) }
 }
 
+/// While it lives, this thread runs before all that has no such wish, where we may ask for that (`CAP_SYS_NICE`).
+pub struct Hurry(());
+
+/// Lets this thread run first for an instant: what it does must be short, and never wait for another thread.
+#[must_use]
+pub fn hurry() -> Option<Hurry> {
+    schedule(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1).then_some(Hurry(()))
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        let _ = schedule(libc::SCHED_OTHER, 0);
+    }
+}
+
+fn schedule(policy: libc::c_int, priority: libc::c_int) -> bool {
+    // SAFETY: zero bytes are a valid value, and it lives across the call.
+    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameters.sched_priority = priority;
+    // SAFETY: as above; 0 is the calling thread.
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const parameters) == 0 }
+}
+
 /// Milliseconds since boot, suspended time included.
 #[must_use]
 pub fn boot_millis() -> u64 {

@@ -1,10 +1,12 @@
 //! SIGKILL by the kernel's own paths, for many runs at once, and a look that nothing is left.
 //!
-//! First every init gets its signal (a sweep of microseconds each), then the control groups, then frozen ones are thawed, for a frozen
-//! process of a version 1 group dies only when it runs again. A dead PID 1 is a dead namespace: the kernel reaps everything in it first;
+//! First every init is caught by a handle, then all get their signal in one sweep of microseconds each: the dying keep every processor busy, and
+//! a look between two signals would wait behind them. Then the control groups, then frozen ones are thawed, for a frozen process of a version
+//! 1 group dies only when it runs again. A dead PID 1 is a dead namespace: the kernel reaps everything in it first;
 //! one look through the process table confirms that. A pid is only ours while its start time and boot are, so nobody else is hit.
 
 use crate::api::agent::Driver;
+use crate::inside::system;
 use crate::inside::wire::Identity;
 use crate::kill::targets::Target;
 use crate::sandbox::cgroup;
@@ -64,7 +66,10 @@ struct Caught {
 #[must_use]
 pub fn strike(targets: &[Target], until: Instant, others: impl FnOnce()) -> Vec<Struck> {
     let mut hunts: Vec<Hunt<'_>> = targets.iter().map(Hunt::new).collect();
+    let hurry = system::hurry();
+    hunts.iter_mut().for_each(Hunt::find);
     hunts.iter_mut().for_each(Hunt::signal);
+    drop(hurry);
     others();
     for hunt in &hunts {
         cgroup::kill(&hunt.target.groups);
@@ -89,21 +94,18 @@ impl<'a> Hunt<'a> {
         Self { target, init: None, launcher: None, signalled: None, dead: None, trouble: None }
     }
 
-    /// Finds what lives of it and sends SIGKILL.
-    fn signal(&mut self) {
-        match self.catch() {
-            Ok(()) => {}
-            Err(e) => self.trouble = Some(e.to_string()),
+    /// Catches what lives of it.
+    fn find(&mut self) {
+        if let Err(e) = self.try_find() {
+            self.trouble = Some(e.to_string());
         }
     }
 
-    fn catch(&mut self) -> io::Result<()> {
+    fn try_find(&mut self) -> io::Result<()> {
         if let Some(identity) = self.target.identity()? {
             // A handle first: from here on it is this process and no other.
             if let Some(handle) = process::handle(&identity)? {
                 let namespace = process::hold_namespace(&identity)?;
-                process::kill(&handle)?;
-                self.signalled.get_or_insert_with(Instant::now);
                 self.init = Some(Caught { identity, handle, namespace });
             }
         } else if self.target.driver == Driver::Pod {
@@ -113,13 +115,27 @@ impl<'a> Hunt<'a> {
             return Err(io::Error::other("the kernel has not shown its process here"));
         } else if self.target.folder.is_held()?
             && let Some(launcher) = self.target.launcher()?
-            && let Some(handle) = process::handle(&launcher)?
         {
             // It prepares: init waits for its word and goes with it.
-            process::kill(&handle)?;
-            self.signalled.get_or_insert_with(Instant::now);
-            self.launcher = Some(handle);
+            self.launcher = process::handle(&launcher)?;
         }
+        Ok(())
+    }
+
+    /// SIGKILL for what was caught.
+    fn signal(&mut self) {
+        for handle in self.init.as_ref().map(|init| &init.handle).into_iter().chain(&self.launcher) {
+            match process::kill(handle) {
+                Ok(()) => drop(self.signalled.get_or_insert_with(Instant::now)),
+                Err(e) => self.trouble = Some(e.to_string()),
+            }
+        }
+    }
+
+    /// It came while we looked.
+    fn strike(&mut self) -> io::Result<()> {
+        self.try_find()?;
+        self.signal();
         Ok(())
     }
 
@@ -163,14 +179,13 @@ impl<'a> Hunt<'a> {
             return Ok(false);
         }
         match self.target.identity()? {
-            // It came while we looked.
             Some(identity) if process::look(&identity)? == Life::Alive => {
-                self.catch()?;
+                self.strike()?;
                 Ok(false)
             }
             Some(_) => Ok(true),
             None if self.target.folder.is_held()? => {
-                self.catch()?;
+                self.strike()?;
                 Ok(false)
             }
             None => Ok(true),
@@ -190,7 +205,7 @@ impl<'a> Hunt<'a> {
     fn words(&self) -> String {
         let Some(init) = &self.init else { return "what prepares it still lives".to_owned() };
         let pid = init.identity.pid;
-        match crate::inside::system::state_of(pid) {
+        match system::state_of(pid) {
             Ok(Some((state, _))) => format!("its init, pid {pid}, still lives (state {state})"),
             Ok(None) | Err(_) => format!("processes of its namespace {} still live", init.identity.pid_namespace),
         }

@@ -85,7 +85,8 @@ fn kill_all(mosaic: &Mosaic, broken: Broken, count: usize) -> Duration {
     let watched = std::thread::spawn(move || {
         let started = Instant::now();
         while !sandbox_pids(&state).is_empty() && started.elapsed() < KILL_MAX * 3 {
-            std::thread::sleep(Duration::from_millis(5));
+            // Each look reads the whole process table, which the dying need as well.
+            std::thread::sleep(Duration::from_millis(25));
         }
         started.elapsed()
     });

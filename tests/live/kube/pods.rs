@@ -3,6 +3,7 @@
 //! (`MOSAIC_TEST_LINK_HOST`).
 
 mod contract;
+mod faults;
 mod jobs;
 mod kills;
 mod lost;
@@ -13,6 +14,8 @@ use super::cluster::{Cluster, cluster_now};
 use crate::harness::{Mosaic, PATIENCE, eventually};
 use crate::skip::skip;
 use serde_json::Value;
+use std::net::TcpListener;
+use std::process::Command;
 use std::time::Instant;
 use tokio::runtime::Runtime;
 
@@ -37,7 +40,9 @@ impl Place {
 
     /// Flags of a controller that runs its agents in pods.
     pub fn flags(&self) -> Vec<String> {
-        let address = format!("{}:0", self.link_host);
+        // A controller that comes back is looked for where its pods know it.
+        let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+        let (address, listen) = (format!("{}:{port}", self.link_host), format!("0.0.0.0:{port}"));
         let flags = [
             "--store",
             "kube",
@@ -46,7 +51,7 @@ impl Place {
             "--link-address",
             &address,
             "--link-listen",
-            "0.0.0.0:0",
+            &listen,
             "--sandbox-image",
             &self.image,
             "--init-image",
@@ -97,6 +102,47 @@ fn processes(text: &str) -> usize {
     let own = std::process::id().to_string();
     let others = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| entry.file_name().to_string_lossy() != own);
     others.filter_map(|entry| holds(entry).then_some(())).count()
+}
+
+/// Cuts the network between pods and one controller. The packet filter of this machine must be ours.
+pub struct Cut {
+    port: String,
+}
+
+/// While it lives, nothing passes.
+pub struct Closed<'a>(&'a Cut);
+
+impl Cut {
+    /// Of the link of a controller that runs; says so if nothing can be cut here.
+    fn of(test: &str, mosaic: &Mosaic) -> Option<Self> {
+        let can = Command::new("iptables").args(["-n", "-L", "INPUT"]).output().is_ok_and(|output| output.status.success());
+        if !can {
+            skip(test, "nothing can be cut: it needs iptables, as root");
+            return None;
+        }
+        let log = mosaic.log();
+        let (_, rest) = log.split_once("listening on 0.0.0.0:").expect("it says where its link is");
+        Some(Self { port: rest.chars().take_while(char::is_ascii_digit).collect() })
+    }
+
+    fn close(&self) -> Closed<'_> {
+        self.rules("-I");
+        Closed(self)
+    }
+
+    /// Both ways, so that a word on a connection that stands is lost as well.
+    fn rules(&self, verb: &str) {
+        for (chain, side) in [("INPUT", "--dport"), ("OUTPUT", "--sport")] {
+            let args = ["-w", verb, chain, "-p", "tcp", side, &self.port, "-j", "DROP"];
+            assert!(Command::new("iptables").args(args).status().unwrap().success(), "{args:?}");
+        }
+    }
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.0.rules("-D");
+    }
 }
 
 /// Waits until something is so; how long that took, in milliseconds.

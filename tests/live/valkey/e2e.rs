@@ -1,6 +1,7 @@
 //! A whole job on Valkey and the process driver, seen from the outside, also while the server comes and goes.
 
 use super::server::{DURABLE, Server};
+use crate::engine::{BUSYBOX, engine};
 use crate::harness::{Mosaic, Remote, gates, task};
 use crate::jobs;
 use serde_json::json;
@@ -22,6 +23,20 @@ fn a_job_goes_from_a_refused_round_to_a_verified_push() {
     let entries = server.ask(&["XRANGE", "{mosaic:default}:events", "-", "+"]);
     let told: Vec<String> = entries.list().iter().map(|entry| entry.list()[1].pairs()["event"].clone()).collect();
     assert_eq!(told, ["spawned", "running", "completed", "cleaned up"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_job_is_done_in_containers() {
+    let test = "valkey::e2e::the_same_job_is_done_in_containers";
+    let Some(_) = engine(test).await else { return };
+    let work = || {
+        let Some(server) = Server::start(test, &DURABLE) else { return };
+        let mosaic = Mosaic::start(&["--valkey-url", &server.url(), "--driver", "docker", "--sandbox-image", BUSYBOX]);
+        let (remote, object) = jobs::refused_then_delivered(&mosaic);
+        assert_eq!(object["status"]["sandbox"]["driver"], "docker", "{object:#}");
+        jobs::is_known_after_its_end(&mosaic, &remote, &object);
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
 }
 
 #[test]

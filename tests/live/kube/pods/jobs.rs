@@ -76,13 +76,7 @@ fn ten_agents_at_once_all_deliver() {
 #[test]
 fn a_controller_that_is_killed_finds_its_pods_again() {
     let Some((cluster, runtime, place)) = with_pods("kube::pods::jobs::a_controller_that_is_killed_finds_its_pods_again") else { return };
-    let mut flags = place.flags();
-    // Pods know one address for ever.
-    let port = std::net::TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
-    for flag in &mut flags {
-        *flag = flag.replace(":0", &format!(":{port}"));
-    }
-    let mut mosaic = crate::harness::Mosaic::start(&flags.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut mosaic = place.start(&[]);
     let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
     let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo $i; sleep 1; done; echo done > done.txt";
     let uid = mosaic.spawn(&task(&remote, "long", script));
