@@ -77,7 +77,7 @@ image-server:
 crds: ## Print the custom resource definitions into crds/ anew
 	UPDATE_CRDS=1 $(CARGO) test --locked --test it checked_in_definitions_equal_the_printed_ones
 
-bench: build ## Measure; prints ratios with both sides measured in one run (ONLY="workspace snapshot sandbox docker controller lifecycle kube memory valkey")
+bench: build ## Measure; prints ratios with both sides measured in one run (ONLY="workspace snapshot sandbox docker controller lifecycle kube pods memory valkey")
 	@.ci/need git bwrap
 	MOSAIC_INIT="$(CURDIR)/$(INIT)" $(CARGO) bench --locked --bench ratios -- $(ONLY)
 

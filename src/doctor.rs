@@ -99,6 +99,13 @@ pub fn examine(config: &Config, state: &Path) -> Report {
         }
         Err(error) => sections.push(Section { title: "isolation", rows: vec![Row::missing("sandbox", causes::one_line(&error), "")] }),
     }
+    if let Some(pods) = &config.pods {
+        let row = match crate::sandbox::pod::examine(pods) {
+            Ok(seen) => Row::ok("cluster", seen),
+            Err(why) => Row::missing("cluster", why, "without --link-address agents run here, in containers or processes"),
+        };
+        sections.push(Section { title: "pods", rows: vec![row] });
+    }
     sections.push(Section { title: "kill", rows: kill_rows(state) });
     Report { sections }
 }

@@ -30,8 +30,8 @@
 //! | [`store`] | where it is kept | the Kubernetes API contract in small; keepers `embedded`, `valkey` and `kube`; leases |
 //! | [`plan`] | what to do next | pure: lifecycle, teardown, fleet, gates, retries, orphans, invariants |
 //! | [`effect`] | doing it | `World`: look and do; one arm per action; the in-flight table |
-//! | [`kill`] | ending, whatever else is stuck | latch, SIGKILL by every path, a look, receipts; asks neither store nor engine nor controller |
-//! | [`sandbox`] | where agents run | `Sandbox`: ensure, observe, stop, remove; drivers `process` and `docker`, `runs` what they share |
+//! | [`kill`] | ending, whatever else is stuck | latch, SIGKILL by every path, a look, receipts; needs neither store nor engine nor controller; `lost` finds what no folder tells of |
+//! | [`sandbox`] | where agents run | `Sandbox`: ensure, observe, stop, remove; drivers `process`, `docker` and `pod`; `runs` what they share, `link` how init speaks with us |
 //! | [`workspace`] | what agents work on | the one place that runs `git` is `workspace::remote` |
 //! | [`gates`], [`tools`] | what judges, with which tools | definitions come from the trusted branch only |
 //! | [`audit`], [`journal`], [`cleanups`] | what happened | append-only, chained; intent before each effect, outcome after; what was swept up |

@@ -4,14 +4,15 @@
 //! median over the turns. Nothing is asserted: a figure is for people, and a busy machine is no mistake of the program. What each side
 //! does is said at the head of each part and at the foot of the table.
 //!
-//! Names behind `cargo bench --bench ratios --` choose parts: workspace, snapshot, sandbox, docker, controller, lifecycle, kube, memory,
-//! valkey.
+//! Names behind `cargo bench --bench ratios --` choose parts: workspace, snapshot, sandbox, docker, controller, lifecycle, kube, pods,
+//! memory, valkey.
 
 mod controller;
 mod docker;
 mod kube;
 mod lifecycle;
 mod memory;
+mod pods;
 mod rig;
 mod sandbox;
 mod snapshot;
@@ -30,7 +31,7 @@ fn main() {
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
-    let parts: [(&str, Measure); 9] = [
+    let parts: [(&str, Measure); 10] = [
         ("workspace", workspace::measure),
         ("snapshot", snapshot::measure),
         ("sandbox", sandbox::measure),
@@ -38,6 +39,7 @@ fn main() {
         ("docker", docker::measure),
         ("lifecycle", lifecycle::measure),
         ("kube", kube::measure),
+        ("pods", pods::measure),
         ("memory", memory::measure),
         ("valkey", valkey::measure),
     ];

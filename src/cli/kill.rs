@@ -280,3 +280,28 @@ impl HaltCommand {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::names::Uid;
+    use crate::kill::receipt::Steps;
+
+    fn receipt(verdict: Verdict, message: &str) -> Receipt {
+        let agent_id = Uid::new("one-agent-of-many").unwrap();
+        Receipt { agent_id, agent: "default/one".to_owned(), verdict, runs: 1, steps: Steps::default(), message: message.to_owned() }
+    }
+
+    #[test]
+    fn whom_either_look_saw_dead_is_dead_and_why_neither_did_is_told() {
+        let merged = |here: Verdict, server: Verdict| {
+            let mut agents = vec![Ending::of_receipt(receipt(server, "seen by the server"), 1, "")];
+            merge(&mut agents, vec![receipt(here, "seen from here")], true);
+            (agents[0].is_dead(), agents[0].message.clone())
+        };
+        let (dead, open) = (Verdict::DeadVerified, Verdict::RevokedUnverified);
+        assert!(merged(dead, open).0 && merged(open, dead).0 && merged(dead, dead).0);
+        let (is_dead, message) = merged(open, open);
+        assert!(!is_dead && message.contains("seen from here") && message.contains("seen by the server"), "{message}");
+    }
+}

@@ -53,6 +53,18 @@ pub(super) struct Spawn {
     /// Id of the finished agent of this task to run again
     #[arg(long, value_name = "ID", requires = "task_id")]
     rerun_of: Option<String>,
+    /// Where it runs: auto, process, docker or pod [default: auto]
+    #[arg(long)]
+    driver: Option<String>,
+    /// Image of its container or pod [default: the server's]
+    #[arg(long)]
+    image: Option<String>,
+    /// Processors, such as 2 or 500m
+    #[arg(long, value_name = "QUANTITY")]
+    cpu: Option<String>,
+    /// Memory, such as 2Gi
+    #[arg(long, value_name = "QUANTITY")]
+    memory: Option<String>,
     /// Environment variable for the command; repeatable
     #[arg(short, long = "env", value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -84,6 +96,9 @@ impl Spawn {
             let (name, value) = pair.split_once('=').ok_or_else(|| Failure::usage(format!("--env {pair:?}: write NAME=VALUE")))?;
             env.insert(name.to_owned(), json!(value));
         }
+        let sandbox = [("driver", &self.driver), ("image", &self.image), ("cpu", &self.cpu), ("memory", &self.memory)];
+        let sandbox: Map<String, Value> =
+            sandbox.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value.as_ref()?)))).collect();
         let list = |items: &[String]| if items.is_empty() { Value::Null } else { json!(items) };
         Ok(json!({
             "namespace": namespace,
@@ -97,6 +112,7 @@ impl Spawn {
                 "workItems": list(&self.work_items),
             },
             "runtime": { "command": { "args": self.command, "env": if env.is_empty() { Value::Null } else { Value::Object(env) } } },
+            "sandbox": if sandbox.is_empty() { Value::Null } else { Value::Object(sandbox) },
             "gates": self.profile.as_ref().map(|p| json!({ "profile": p })),
             "priority": self.priority,
             "timeout": self.timeout,

@@ -12,8 +12,8 @@ use crate::sandbox::docker::engine::container_name;
 use crate::sandbox::docker::labels;
 use crate::sandbox::folder::MadeContainer;
 use crate::sandbox::pod::cluster::{Cluster, Object};
-use crate::store::kube::call::CallError;
 use crate::sandbox::pod::{FILE_NODE_GONE, has_ended, place_of, run_of};
+use crate::store::kube::call::CallError;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,12 +122,7 @@ async fn strike(cluster: &Cluster, path: &ClusterPath, targets: &[Target], stray
 }
 
 /// Ends pods of ours that have no folder. The error is why nobody can tell whether there are any.
-async fn end_strays(
-    cluster: &Cluster,
-    path: &ClusterPath,
-    strays: &Strays,
-    until: Instant,
-) -> Result<Vec<(Stray, Saw, Instant)>, String> {
+async fn end_strays(cluster: &Cluster, path: &ClusterPath, strays: &Strays, until: Instant) -> Result<Vec<(Stray, Saw, Instant)>, String> {
     let listed = tokio::time::timeout_at((Instant::now() + LIST_TIME_MAX).min(until).into(), cluster.pods(&path.installation, &path.home));
     let found = listed.await.map_err(|_| "the API server did not answer in time".to_owned())?.map_err(|e| words(&e))?;
     let mut calls = Vec::new();

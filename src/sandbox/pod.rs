@@ -29,6 +29,7 @@ use crate::sandbox::link::LinkServer;
 use crate::sandbox::link::remote::{Authority, FILE_UNTAKEN};
 use crate::sandbox::runs::status_of;
 use crate::sandbox::{Refusal, SandboxError};
+use crate::store::kube::call::Api;
 use cluster::Cluster;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
@@ -150,12 +151,7 @@ impl Pods {
         };
         let addresses = body::addresses(&address).map_err(SandboxError::Unsupported)?;
         let asked = cluster.clone();
-        let missing = bridge.wait(async move { crate::store::kube::missing_for_pods(asked.api()).await });
-        let missing = missing.map_err(|e| SandboxError::Unsupported(crate::causes::one_line(&e)))?;
-        if !missing.is_empty() {
-            let text = format!("this controller may not {}; `mosaic crd --rbac` prints the rights that pods need", missing.join(", "));
-            return Err(SandboxError::Unsupported(text));
-        }
+        bridge.wait(async move { may_make_pods(asked.api()).await }).map_err(SandboxError::Unsupported)?;
         crate::kill::cluster::remember(&config.state, &config.installation).map_err(cannot)?;
         watch::start(&bridge, &cluster, &shared, &config);
         let served = Served { pod, cluster, link: addresses, authority, listener: Mutex::new(Some(listener)) };
@@ -180,6 +176,29 @@ impl Pods {
     fn served(&self) -> Result<&Served, SandboxError> {
         let message = "this controller makes no pods: start it with --link-address, which pods reach it at";
         self.served.as_ref().ok_or_else(|| SandboxError::Refused { why: Refusal::DriverNotServed, message: message.to_owned() })
+    }
+}
+
+/// Looks whether pods can be made from here: what would refuse each of them is told before the first.
+/// # Errors
+/// In words: the address is none, no cluster answers, or rights are missing.
+pub(crate) fn examine(pod: &PodConfig) -> Result<String, String> {
+    let addresses = body::addresses(&pod.address)?;
+    let bridge = Bridge::new().map_err(|e| e.to_string())?;
+    bridge.wait(async {
+        let client = crate::store::kube::client().await.map_err(|e| crate::causes::one_line(&e))?;
+        let cluster = Cluster::new(client);
+        may_make_pods(cluster.api()).await
+    })?;
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    Ok(format!("the cluster lets us make them; they find the link at {}", addresses.join(" and ")))
+}
+
+async fn may_make_pods(api: &Api) -> Result<(), String> {
+    let missing = crate::store::kube::missing_for_pods(api).await.map_err(|e| crate::causes::one_line(&e))?;
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(format!("this controller may not {}; `mosaic crd --rbac` prints the rights that pods need", missing.join(", "))),
     }
 }
 

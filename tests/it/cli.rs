@@ -148,6 +148,21 @@ async fn agents_are_shown_as_kubectl_shows_things() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn spawn_says_where_and_with_how_much_an_agent_runs() {
+    let front = Front::start().await;
+    let flags = ["--driver", "docker", "--image", "debian:bookworm-slim", "--cpu", "500m", "--memory", "1Gi"];
+    let args = [&["spawn", "--repo", "/srv/repository", "--task-id", "placed"][..], &flags, &["--", "true"]].concat();
+    let ran = front.run(&args).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let name = ran.out.split_whitespace().next().unwrap().trim_start_matches("agent/").to_owned();
+    let object: serde_json::Value = serde_json::from_str(&front.run(&["get", &name, "-o", "json"]).await.out).unwrap();
+    let wanted = serde_json::json!({"driver": "docker", "image": "debian:bookworm-slim", "cpu": "500m", "memory": "1Gi"});
+    assert_eq!(object["spec"]["sandbox"], wanted, "{object:#}");
+    let ran = front.run(&["spawn", "--repo", "/srv/repository", "--driver", "moon", "--", "true"]).await;
+    assert!(ran.code == Some(1) && ran.err.contains("driver"), "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_id_with_another_request_fails_with_a_hint() {
     let front = Front::start().await;
     front.spawn("twice").await;

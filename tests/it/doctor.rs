@@ -49,6 +49,17 @@ fn every_primitive_and_every_limit_of_this_machine_is_shown() {
 }
 
 #[test]
+fn pods_that_cannot_be_made_are_told_before_the_first() {
+    let mut command = doctor(&["-o", "json", "--link-address", "198.51.100.1:7443"]);
+    let output = command.env("KUBECONFIG", "/nonexistent/kubeconfig").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let rows = rows(&output);
+    let row = rows.iter().find(|row| row["name"] == "cluster").unwrap();
+    assert!(row["verdict"] == "missing" && row["detail"].as_str().unwrap().contains("KUBECONFIG"), "{row}");
+    assert!(row["remedy"].as_str().unwrap().contains("--link-address"), "{row}");
+}
+
+#[test]
 fn what_is_missing_is_named_with_what_helps() {
     const LANDLOCK: &[Rule] = &[Rule { call: libc::SYS_landlock_create_ruleset, errno: libc::ENOSYS, when: &[] }];
     let output = behind(LANDLOCK, &[]);

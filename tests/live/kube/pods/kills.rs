@@ -112,8 +112,7 @@ fn everything_is_killed_at_once() {
     let started = Instant::now();
     let (output, gone_after) = std::thread::scope(|scope| {
         let state = mosaic.state();
-        let call =
-            scope.spawn(move || program().args(["kill", "--all", "--state"]).arg(state).stdin(Stdio::null()).output().unwrap());
+        let call = scope.spawn(move || program().args(["kill", "--all", "--state"]).arg(state).stdin(Stdio::null()).output().unwrap());
         let gone_after = until("the processes go", || processes(&mark) == 0);
         (call.join().unwrap(), gone_after)
     });
