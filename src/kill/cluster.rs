@@ -14,17 +14,19 @@ use crate::sandbox::folder::MadeContainer;
 use crate::sandbox::pod::cluster::{Cluster, Object};
 use crate::sandbox::pod::{FILE_NODE_GONE, has_ended, place_of, run_of};
 use crate::store::kube::call::CallError;
-use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, watch};
 
-/// Calls at once.
+/// Deletions at once.
 const CALLS_MAX: usize = 16;
-/// Pause between two looks at a pod.
+/// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Longest wait for the list of our pods: what has a folder does not wait for it.
 const LIST_TIME_MAX: Duration = Duration::from_secs(2);
@@ -112,39 +114,149 @@ pub fn begin(
     std::thread::Builder::new().name("mosaic-kill-cluster".to_owned()).spawn(work)
 }
 
+/// Our pods as the API server last listed them, for all who look: one call for many instead of one for each.
+#[derive(Clone)]
+struct View {
+    /// When that was asked.
+    asked: Instant,
+    pods: Result<Arc<BTreeMap<Place, Pod>>, String>,
+}
+
+/// Namespace and name of a pod.
+type Place = (String, String);
+
+/// What all ends of pods have in common.
+struct Strike<'a> {
+    cluster: &'a Cluster,
+    path: &'a ClusterPath,
+    views: watch::Sender<Option<View>>,
+    calls: Semaphore,
+    until: Instant,
+}
+
 async fn strike(cluster: &Cluster, path: &ClusterPath, targets: &[Target], strays: &Strays, until: Instant) -> Answer {
-    let ends = targets.iter().map(|target| async { (target.run.clone(), end(cluster, path, target, until).await) });
-    let known = async { futures::stream::iter(ends).buffer_unordered(CALLS_MAX).collect::<BTreeMap<_, _>>().await };
-    match tokio::join!(known, end_strays(cluster, path, strays, until)) {
-        (saw, Ok(strays)) => Answer { saw, strays, blind: None },
-        (saw, Err(why)) => Answer { saw, ..Answer::blind(PODS, &why) },
+    let strike = Strike { cluster, path, views: watch::channel(None).0, calls: Semaphore::new(CALLS_MAX), until };
+    let known = targets.iter().map(|target| async { (target.run.clone(), strike.end(target).await) });
+    let all = async { tokio::join!(futures::future::join_all(known), strike.end_strays(strays)) };
+    let (saw, strays) = tokio::select! {
+        ended = all => ended,
+        never = strike.list() => match never {},
+    };
+    let saw = saw.into_iter().collect();
+    match strays {
+        Ok(strays) => Answer { saw, strays, blind: None },
+        Err(why) => Answer { saw, ..Answer::blind(PODS, &why) },
     }
 }
 
-/// Ends pods of ours that have no folder. The error is why nobody can tell whether there are any.
-async fn end_strays(cluster: &Cluster, path: &ClusterPath, strays: &Strays, until: Instant) -> Result<Vec<(Stray, Saw, Instant)>, String> {
-    let listed = tokio::time::timeout_at((Instant::now() + LIST_TIME_MAX).min(until).into(), cluster.pods(&path.installation, &path.home));
-    let found = listed.await.map_err(|_| "the API server did not answer in time".to_owned())?.map_err(|e| words(&e))?;
-    let mut calls = Vec::new();
-    for pod in found {
-        let Some((run, agent)) = run_of(&pod) else { continue };
-        let place = pod.metadata.namespace.clone().unwrap_or_default();
-        let stray = Stray { run, agent, name: format!("pod {place}/{}", pod.metadata.name.as_deref().unwrap_or_default()) };
-        if !strays.known.contains(&stray.run) && (strays.is_meant)(&stray) {
-            calls.push(async move {
-                let (saw, at) = end_stray(cluster, &pod, until).await;
-                (stray, saw, at)
-            });
+impl Strike<'_> {
+    /// Lists our pods again and again.
+    async fn list(&self) -> Infallible {
+        loop {
+            let asked = Instant::now();
+            let listed = tokio::time::timeout(LIST_TIME_MAX, self.cluster.pods(&self.path.installation, &self.path.home)).await;
+            let pods =
+                listed.map_err(|_| "the API server did not answer in time".to_owned()).and_then(|found| found.map_err(|e| words(&e)));
+            let key = |pod: Pod| ((pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default()), pod);
+            let pods = pods.map(|pods| Arc::new(pods.into_iter().map(key).collect()));
+            self.views.send_replace(Some(View { asked, pods }));
+            tokio::time::sleep(LOOK_PAUSE).await;
         }
     }
-    Ok(futures::stream::iter(calls).buffer_unordered(CALLS_MAX).collect().await)
-}
 
-async fn end_stray(cluster: &Cluster, pod: &Pod, until: Instant) -> (Saw, Instant) {
-    let place = (pod.metadata.namespace.as_deref().unwrap_or_default(), pod.metadata.name.as_deref().unwrap_or_default());
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-    let saw = tokio::time::timeout_at(until.into(), follow(cluster, place, pod.metadata.uid.as_deref(), || true, until)).await;
-    (saw.unwrap_or_else(|_| Saw::Unknown(silent(&node))), Instant::now())
+    /// The next list that was asked for after an instant.
+    async fn listed_after(&self, instant: Instant) -> Result<Arc<BTreeMap<Place, Pod>>, String> {
+        let mut views = self.views.subscribe();
+        let fresh = |view: &Option<View>| view.as_ref().is_some_and(|view| view.asked >= instant);
+        let view = views.wait_for(fresh).await.map_err(|_| "nobody lists".to_owned())?.clone();
+        view.map_or_else(|| Err("nobody lists".to_owned()), |view| view.pods)
+    }
+
+    /// Ends pods of ours that have no folder. The error is why nobody can tell whether there are any.
+    async fn end_strays(&self, strays: &Strays) -> Result<Vec<(Stray, Saw, Instant)>, String> {
+        let listed = tokio::time::timeout_at(self.until.into(), self.listed_after(Instant::now())).await;
+        let found = listed.map_err(|_| "the API server did not answer in time".to_owned())??;
+        let mut ends = Vec::new();
+        for (place, pod) in found.iter() {
+            let Some((run, agent)) = run_of(pod) else { continue };
+            let stray = Stray { run, agent, name: format!("pod {}/{}", place.0, place.1) };
+            if !strays.known.contains(&stray.run) && (strays.is_meant)(&stray) {
+                ends.push(async move {
+                    let saw = tokio::time::timeout_at(self.until.into(), self.follow(place, pod.metadata.uid.as_deref(), || true)).await;
+                    (stray, saw.unwrap_or_else(|_| Saw::Unknown(silent(pod))), Instant::now())
+                });
+            }
+        }
+        Ok(futures::future::join_all(ends).await)
+    }
+
+    async fn end(&self, target: &Target) -> (Saw, Instant) {
+        // Written when its end was seen, by whoever follows the pods.
+        let is_concluded = || target.folder.path().join(FILE_WAIT).exists();
+        let is_there = || target.folder.path().exists();
+        let work = async {
+            let (place, uid) = loop {
+                if is_concluded() {
+                    return Saw::Terminated;
+                }
+                match target.folder.read::<MadeContainer>(FILE_CONTAINER) {
+                    Ok(Some(made)) => {
+                        let (namespace, name) = place_of(&made);
+                        break ((namespace.to_owned(), name.to_owned()), Some(made.id.clone()));
+                    }
+                    // Somebody took its folder: it is known by its name alone. The start gate knows no such run any more.
+                    Ok(None) if !is_there() => {
+                        let Some((namespace, _)) = target.agent.split_once('/') else {
+                            return Saw::Unknown("its folder is gone, and nothing tells the namespace of its pod".to_owned());
+                        };
+                        break ((namespace.to_owned(), container_name(&self.path.installation, &target.run)), None);
+                    }
+                    Ok(None) if Instant::now() + LAST_LOOK >= self.until => return Saw::Coming,
+                    Ok(None) => tokio::time::sleep(LOOK_PAUSE).await,
+                    Err(e) => return Saw::Unknown(e.to_string()),
+                }
+            };
+            tokio::select! {
+                saw = self.follow(&place, uid.as_deref(), || is_concluded() || !is_there()) => saw,
+                () = async { while !is_concluded() { tokio::time::sleep(LOOK_PAUSE).await } } => Saw::Terminated,
+            }
+        };
+        let saw = tokio::time::timeout_at(self.until.into(), work).await;
+        (saw.unwrap_or_else(|_| Saw::Unknown(silent(&Pod::default()))), Instant::now())
+    }
+
+    /// Deletes a pod, and looks until it has ended. `is_over`: whether a pod that is not there any more has ended, for our finalizer is on it
+    /// until an end was seen, and nobody remembers it otherwise.
+    async fn follow(&self, place: &Place, uid: Option<&str>, is_over: impl Fn() -> bool) -> Saw {
+        {
+            let _place = self.calls.acquire().await;
+            if let Err(e) = self.cluster.delete(Object::Pod, &place.0, &place.1, uid).await {
+                return Saw::Unknown(words(&e));
+            }
+        }
+        let is_it = |pod: &Pod| uid.is_none() || pod.metadata.uid.as_deref() == uid;
+        loop {
+            let listed = match self.listed_after(Instant::now()).await {
+                Ok(listed) => listed,
+                Err(why) => return Saw::Unknown(why),
+            };
+            let seen = match listed.get(place).filter(|pod| is_it(pod)) {
+                Some(pod) => Ok(Some(pod.clone())),
+                // Of a state folder that was moved: its pods have the mark of where it was.
+                None => self.cluster.pod(&place.0, &place.1).await,
+            };
+            match seen {
+                Ok(Some(pod)) if is_it(&pod) => match has_ended(&pod) {
+                    true => return Saw::Terminated,
+                    false if Instant::now() + LAST_LOOK >= self.until => return Saw::Unknown(silent(&pod)),
+                    false => {}
+                },
+                Ok(_) if is_over() => return Saw::Terminated,
+                Ok(_) => return Saw::Unknown("its pod is not in the cluster any more, which is no proof of its end".to_owned()),
+                Err(e) => return Saw::Unknown(words(&e)),
+            }
+        }
+    }
 }
 
 /// Writes an operator's word down, for whoever follows the pods.
@@ -157,65 +269,8 @@ fn note_gone(target: &Target, who: &str) -> Saw {
     }
 }
 
-async fn end(cluster: &Cluster, path: &ClusterPath, target: &Target, until: Instant) -> (Saw, Instant) {
-    // Written when its end was seen, by whoever follows the pods.
-    let is_concluded = || target.folder.path().join(FILE_WAIT).exists();
-    let is_there = || target.folder.path().exists();
-    let work = async {
-        let (place, uid) = loop {
-            if is_concluded() {
-                return Saw::Terminated;
-            }
-            match target.folder.read::<MadeContainer>(FILE_CONTAINER) {
-                Ok(Some(made)) => {
-                    let (namespace, name) = place_of(&made);
-                    break ((namespace.to_owned(), name.to_owned()), Some(made.id.clone()));
-                }
-                // Somebody took its folder: it is known by its name alone. The start gate knows no such run any more.
-                Ok(None) if !is_there() => {
-                    let Some((namespace, _)) = target.agent.split_once('/') else {
-                        return Saw::Unknown("its folder is gone, and nothing tells the namespace of its pod".to_owned());
-                    };
-                    break ((namespace.to_owned(), container_name(&path.installation, &target.run)), None);
-                }
-                Ok(None) if Instant::now() + LAST_LOOK >= until => return Saw::Coming,
-                Ok(None) => tokio::time::sleep(LOOK_PAUSE).await,
-                Err(e) => return Saw::Unknown(e.to_string()),
-            }
-        };
-        let is_over = || is_concluded() || !is_there();
-        tokio::select! {
-            saw = follow(cluster, (&place.0, &place.1), uid.as_deref(), is_over, until) => saw,
-            () = async { while !is_concluded() { tokio::time::sleep(LOOK_PAUSE).await } } => Saw::Terminated,
-        }
-    };
-    let saw = tokio::time::timeout_at(until.into(), work).await;
-    (saw.unwrap_or_else(|_| Saw::Unknown(silent(&None))), Instant::now())
-}
-
-/// Deletes a pod, and looks until it has ended. `is_over`: whether a pod that is not there any more has ended, for our finalizer is on it until
-/// an end was seen, and nobody remembers it otherwise.
-async fn follow(cluster: &Cluster, (namespace, name): (&str, &str), uid: Option<&str>, is_over: impl Fn() -> bool, until: Instant) -> Saw {
-    if let Err(e) = cluster.delete(Object::Pod, namespace, name, uid).await {
-        return Saw::Unknown(words(&e));
-    }
-    loop {
-        match cluster.pod(namespace, name).await {
-            Ok(Some(pod)) if uid.is_none() || pod.metadata.uid.as_deref() == uid => match has_ended(&pod) {
-                true => return Saw::Terminated,
-                false if Instant::now() + LAST_LOOK >= until => return Saw::Unknown(silent(&pod.spec.and_then(|spec| spec.node_name))),
-                false => {}
-            },
-            Ok(_) if is_over() => return Saw::Terminated,
-            Ok(_) => return Saw::Unknown("its pod is not in the cluster any more, which is no proof of its end".to_owned()),
-            Err(e) => return Saw::Unknown(words(&e)),
-        }
-        tokio::time::sleep(LOOK_PAUSE).await;
-    }
-}
-
-fn silent(node: &Option<String>) -> String {
-    let node = node.as_ref().map(|node| format!(" of node {node}")).unwrap_or_default();
+fn silent(pod: &Pod) -> String {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).map(|node| format!(" of node {node}")).unwrap_or_default();
     format!("the kubelet{node} has not said yet that its container ended")
 }
 

@@ -1,7 +1,7 @@
 //! Kills of agents in pods, looked at in the process table of the node, which must be this machine for that.
 
 use super::{Cut, assert_no_objects_left, pods, processes, until, with_pods};
-use crate::harness::{Mosaic, Remote, gates, program, task};
+use crate::harness::{Mosaic, Remote, eventually, gates, program, task};
 use crate::kube::cluster::{Control, kubectl, kubectl_says};
 use serde_json::json;
 use std::process::Stdio;
@@ -148,7 +148,8 @@ fn a_record_that_is_deleted_while_nobody_is_there_is_killed_once_somebody_is() {
     println!("deleted without a controller: process gone {gone} ms after one was ready");
     mosaic.assert_nothing_left();
     assert_no_objects_left(&cluster, &runtime);
-    assert!(runtime.block_on(cluster.agent(&name)).is_none() && remote.agent_refs().is_empty());
+    eventually("the record goes", || runtime.block_on(cluster.agent(&name)).is_none());
+    assert!(remote.agent_refs().is_empty());
 }
 
 #[test]
