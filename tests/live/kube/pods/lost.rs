@@ -18,27 +18,33 @@ fn kill(mosaic: &Mosaic, whom: &str) -> Output {
     program().arg("--state").arg(mosaic.state()).args(["kill", whom]).stdin(Stdio::null()).output().unwrap()
 }
 
-#[test]
-fn without_a_controller_they_are_killed_by_name_and_all_at_once() {
-    let test = "kube::pods::lost::without_a_controller_they_are_killed_by_name_and_all_at_once";
+fn killed_without_a_controller(test: &str, all: bool) {
     let Some((cluster, runtime, place)) = with_pods(test) else { return };
-    for all in [false, true] {
-        let mut mosaic = place.start(&[]);
-        let remote = repository(&mosaic);
-        let mark = format!("lost-{all}-{}-end", std::process::id());
-        let uid = running(&mosaic, &remote, &mark);
-        let name = mosaic.object(&uid)["metadata"]["name"].as_str().unwrap().to_owned();
-        mosaic.sigkill();
-        take_run_folders(&mosaic);
-        let output = kill(&mosaic, if all { "--all" } else { &name });
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert_eq!(processes(&mark), 0, "{text}");
-        assert!(output.status.success(), "{text}");
-        assert!(text.contains("pod "), "it says what it was that lived: {text}");
-        mosaic.up();
-        mosaic.assert_nothing_left();
-        assert_no_objects_left(&cluster, &runtime);
-    }
+    let mut mosaic = place.start(&[]);
+    let remote = repository(&mosaic);
+    let mark = format!("lost-{all}-{}-end", std::process::id());
+    let uid = running(&mosaic, &remote, &mark);
+    let name = mosaic.object(&uid)["metadata"]["name"].as_str().unwrap().to_owned();
+    mosaic.sigkill();
+    take_run_folders(&mosaic);
+    let output = kill(&mosaic, if all { "--all" } else { &name });
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(processes(&mark), 0, "{text}");
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("pod "), "it says what it was that lived: {text}");
+    mosaic.up();
+    mosaic.assert_nothing_left();
+    assert_no_objects_left(&cluster, &runtime);
+}
+
+#[test]
+fn without_a_controller_one_is_killed_by_name() {
+    killed_without_a_controller("kube::pods::lost::without_a_controller_one_is_killed_by_name", false);
+}
+
+#[test]
+fn without_a_controller_all_are_killed() {
+    killed_without_a_controller("kube::pods::lost::without_a_controller_all_are_killed", true);
 }
 
 #[test]
