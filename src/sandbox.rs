@@ -156,11 +156,11 @@ impl SandboxError {
             Self::Refused { why, .. } => why.reason(),
             Self::Engine { source, .. } if source.is_unknown() => reason::ENGINE_UNAVAILABLE,
             Self::Cluster { unknown: true, .. } => reason::CLUSTER_UNAVAILABLE,
+            Self::Unverified { .. } => reason::REVOKED_UNVERIFIED,
             Self::Engine { .. }
             | Self::Cluster { .. }
             | Self::Unsupported(_)
             | Self::Fenced(_)
-            | Self::Unverified { .. }
             | Self::Failed { .. }
             | Self::CannotObserve(_) => reason::SANDBOX_FAILED,
         }
@@ -256,6 +256,12 @@ pub trait Sandbox: Send + Sync {
     /// # Errors
     /// Could not look; the caller must take nothing for absent.
     fn observe<'a>(&'a self, uid: Option<&'a Uid>) -> BoxFuture<'a, Result<Vec<SandboxSeen>, SandboxError>>;
+
+    /// Looks at the sandboxes of an agent whose place is another one, as far as both can reach them: pods of one cluster. `None`: it cannot.
+    /// `stop` and `remove` take their runs as well.
+    /// # Errors
+    /// Could not look.
+    fn observe_elsewhere<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<Option<Vec<SandboxSeen>>, SandboxError>>;
 
     /// SIGKILLs everything in it and looks that it is gone. `Ok` means seen gone. Idempotent; a run that never existed is gone.
     fn stop<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), SandboxError>>;

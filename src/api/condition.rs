@@ -127,6 +127,8 @@ pub mod reason {
     pub const LEASE_EXPIRED: &str = "LeaseExpired";
     /// The sandbox could not be made.
     pub const SANDBOX_FAILED: &str = "SandboxFailed";
+    /// It was signalled and its grant is revoked, but nobody has seen it gone.
+    pub const REVOKED_UNVERIFIED: &str = "RevokedUnverified";
     /// This controller does not serve the driver that the spec asks for.
     pub const DRIVER_NOT_SERVED: &str = "DriverNotServed";
     /// The container engine does not answer.

@@ -31,12 +31,20 @@ pub const BACKOFF_INITIAL_DEFAULT: Duration = Duration::from_secs(10);
 pub const BACKOFF_MAX_DEFAULT: Duration = Duration::from_secs(300);
 /// `spec.sandbox` when it is absent: two cores, 2 GiB, 512 processes, 10 GiB.
 pub const LIMITS_DEFAULT: Limits = Limits { cpu_millis: 2000, memory_bytes: 2 << 30, pids_max: 512, disk_bytes: 10 << 30 };
-/// Least CPU that an agent can be given; less cannot start a shell in reasonable time.
-pub const CPU_MILLIS_MIN: u32 = 10;
-/// Least memory that an agent can be given, in bytes; less cannot hold a shell and git.
-pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
-/// Least disk that an agent can be given, in bytes.
-pub const DISK_BYTES_MIN: u64 = 1 << 20;
+/// CPU that an agent can be given: less cannot start a shell in reasonable time, more has no machine and is a mistake in the unit.
+pub const CPU_RANGE: Range<u32> = Range { least: (10, "10m"), most: (10_000_000, "10000") };
+/// Memory that an agent can be given, in bytes: less cannot hold a shell and git, more has no machine.
+pub const MEMORY_RANGE: Range<u64> = Range { least: (16 << 20, "16Mi"), most: (64 << 40, "64Ti") };
+/// Disk that an agent can be given, in bytes.
+pub const DISK_RANGE: Range<u64> = Range { least: (1 << 20, "1Mi"), most: (1 << 50, "1024Ti") };
+
+/// What a quantity may be, with the ends as people write them.
+pub struct Range<T> {
+    /// Least.
+    pub least: (T, &'static str),
+    /// Most.
+    pub most: (T, &'static str),
+}
 
 /// What runs, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -289,21 +297,23 @@ fn limits(spec: Option<&SandboxSpec>, mistakes: &mut Mistakes) -> Limits {
     let Some(spec) = spec else { return LIMITS_DEFAULT };
     let mut limits = LIMITS_DEFAULT;
     if let Some(cpu) = spec.cpu.as_deref().and_then(|text| mistakes.take("spec.sandbox.cpu", parse_cpu_millis(text))) {
-        limits.cpu_millis = at_least(cpu, CPU_MILLIS_MIN, "spec.sandbox.cpu", "10m", mistakes);
+        limits.cpu_millis = within(cpu, &CPU_RANGE, "spec.sandbox.cpu", mistakes);
     }
     if let Some(memory) = spec.memory.as_deref().and_then(|text| mistakes.take("spec.sandbox.memory", parse_bytes(text))) {
-        limits.memory_bytes = at_least(memory, MEMORY_BYTES_MIN, "spec.sandbox.memory", "16Mi", mistakes);
+        limits.memory_bytes = within(memory, &MEMORY_RANGE, "spec.sandbox.memory", mistakes);
     }
     if let Some(disk) = spec.disk.as_deref().and_then(|text| mistakes.take("spec.sandbox.disk", parse_bytes(text))) {
-        limits.disk_bytes = at_least(disk, DISK_BYTES_MIN, "spec.sandbox.disk", "1Mi", mistakes);
+        limits.disk_bytes = within(disk, &DISK_RANGE, "spec.sandbox.disk", mistakes);
     }
     limits.pids_max = number(spec.pids, limits.pids_max, 1..=1_000_000, "spec.sandbox.pids", mistakes);
     limits
 }
 
-fn at_least<T: PartialOrd>(value: T, least: T, field: &str, written: &str, mistakes: &mut Mistakes) -> T {
-    if value < least {
-        mistakes.0.push(format!("{field}: must be at least {written}"));
+fn within<T: PartialOrd>(value: T, range: &Range<T>, field: &str, mistakes: &mut Mistakes) -> T {
+    if value < range.least.0 {
+        mistakes.0.push(format!("{field}: must be at least {}", range.least.1));
+    } else if value > range.most.0 {
+        mistakes.0.push(format!("{field}: must be at most {}", range.most.1));
     }
     value
 }

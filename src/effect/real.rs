@@ -11,7 +11,9 @@ use crate::gates::tamper::{Judges, evidence, tampering};
 use crate::gates::{GATES_FILE, GATES_FILE_BYTES_MAX, TrustedTree, gate_set, protected};
 use crate::kill::latch::Latch;
 use crate::plan::action::{Action, ActionId, Effect};
-use crate::plan::observed::{Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved};
+use crate::plan::observed::{
+    Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved, SandboxSeen, SandboxState, WorkspaceSeen,
+};
 use crate::plan::orphans::OrphanAction;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Store, StoreError};
@@ -20,10 +22,14 @@ use crate::workspace::{
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How long an agent that was deleted and whose pods were made by another controller waits for that one to take away what it has of it. Longer
+/// than a lease: whatever it had begun has ended by then.
+const ELSEWHERE_PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 
 /// What the real world is made of.
 pub struct RealWorld {
@@ -74,6 +80,27 @@ impl RealWorld {
         Some(Look::Unknown(why))
     }
 
+    /// The same of an agent that is being deleted and whose sandboxes are pods: those are ended from here as well, for its own controller may
+    /// never come back. What is left is that one's to keep and take away, as long as it may be there.
+    async fn look_elsewhere(&self, subject: &Subject, why: String) -> (Look<Vec<SandboxSeen>>, Look<Option<WorkspaceSeen>>) {
+        let unknown = |why: &str| (Look::Unknown(why.to_owned()), Look::Unknown(why.to_owned()));
+        let has_pods = subject.record.status["sandbox"]["driver"] == "pod";
+        let Some(deleted) = subject.record.metadata.deletion_timestamp.as_ref().filter(|_| has_pods) else { return unknown(&why) };
+        let is_given_up = Timestamp::now().duration_since(deleted.0) > ELSEWHERE_PATIENCE;
+        match self.parts.sandbox.observe_elsewhere(&subject.uid).await {
+            Ok(Some(pods)) if is_given_up => (Look::Seen(pods), Look::Seen(None)),
+            Ok(Some(pods)) if pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_))) => (Look::Seen(pods), Look::Unknown(why)),
+            // What has ended is its own controller's to take away as well, while that may still come.
+            Ok(Some(_)) => {
+                let seconds = ELSEWHERE_PATIENCE.as_secs();
+                let text = format!("nothing of it runs any more; {why}, and has {seconds} s from the deletion to take it away");
+                (Look::Seen(Vec::new()), Look::Unknown(text))
+            }
+            Ok(None) => unknown(&why),
+            Err(error) => unknown(&causes::one_line(&error)),
+        }
+    }
+
     /// What says whether an effect is still wanted. A kill counts from the moment that it is noted, also for what waits for its turn.
     fn stop_of(&self, effect: &Effect) -> Stop {
         let (latch, uid) = (self.latch.clone(), effect.uid.clone());
@@ -107,7 +134,8 @@ impl World for RealWorld {
                     return Observed { sandboxes: Look::Seen(Vec::new()), workspace: Look::Seen(None), in_flight, outcomes };
                 }
                 Some(Look::Unknown(why)) => {
-                    return Observed { sandboxes: Look::Unknown(why.clone()), workspace: Look::Unknown(why), in_flight, outcomes };
+                    let (sandboxes, workspace) = self.look_elsewhere(subject, why).await;
+                    return Observed { sandboxes, workspace, in_flight, outcomes };
                 }
                 None => {}
             }

@@ -12,14 +12,18 @@ use crate::sandbox::docker::engine::container_name;
 use crate::sandbox::docker::labels;
 use crate::sandbox::folder::MadeContainer;
 use crate::sandbox::pod::cluster::{Cluster, Object};
-use crate::sandbox::pod::{FILE_NODE_GONE, has_ended, place_of, run_of};
+use crate::sandbox::pod::{FILE_NODE_GONE, has_ended, place_of, run_of, selector};
 use crate::store::kube::call::CallError;
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::pin::pin;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
@@ -114,12 +118,14 @@ pub fn begin(
     std::thread::Builder::new().name("mosaic-kill-cluster".to_owned()).spawn(work)
 }
 
-/// Our pods as the API server last listed them, for all who look: one call for many instead of one for each.
-#[derive(Clone)]
+/// Our pods as the API server shows them, for all who look: one list and one watch for many, instead of calls for each.
+#[derive(Default)]
 struct View {
-    /// When that was asked.
-    asked: Instant,
-    pods: Result<Arc<BTreeMap<Place, Pod>>, String>,
+    pods: BTreeMap<Place, Pod>,
+    /// All were shown since this began.
+    is_synced: bool,
+    /// Why it was not heard last.
+    trouble: Option<String>,
 }
 
 /// Namespace and name of a pod.
@@ -129,18 +135,18 @@ type Place = (String, String);
 struct Strike<'a> {
     cluster: &'a Cluster,
     path: &'a ClusterPath,
-    views: watch::Sender<Option<View>>,
+    view: watch::Sender<View>,
     calls: Semaphore,
     until: Instant,
 }
 
 async fn strike(cluster: &Cluster, path: &ClusterPath, targets: &[Target], strays: &Strays, until: Instant) -> Answer {
-    let strike = Strike { cluster, path, views: watch::channel(None).0, calls: Semaphore::new(CALLS_MAX), until };
+    let strike = Strike { cluster, path, view: watch::Sender::default(), calls: Semaphore::new(CALLS_MAX), until };
     let known = targets.iter().map(|target| async { (target.run.clone(), strike.end(target).await) });
     let all = async { tokio::join!(futures::future::join_all(known), strike.end_strays(strays)) };
     let (saw, strays) = tokio::select! {
         ended = all => ended,
-        never = strike.list() => match never {},
+        never = strike.watch() => match never {},
     };
     let saw = saw.into_iter().collect();
     match strays {
@@ -150,34 +156,37 @@ async fn strike(cluster: &Cluster, path: &ClusterPath, targets: &[Target], stray
 }
 
 impl Strike<'_> {
-    /// Lists our pods again and again.
-    async fn list(&self) -> Infallible {
-        loop {
-            let asked = Instant::now();
-            let listed = tokio::time::timeout(LIST_TIME_MAX, self.cluster.pods(&self.path.installation, &self.path.home)).await;
-            let pods =
-                listed.map_err(|_| "the API server did not answer in time".to_owned()).and_then(|found| found.map_err(|e| words(&e)));
-            let key = |pod: Pod| ((pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default()), pod);
-            let pods = pods.map(|pods| Arc::new(pods.into_iter().map(key).collect()));
-            self.views.send_replace(Some(View { asked, pods }));
-            tokio::time::sleep(LOOK_PAUSE).await;
+    /// Follows our pods.
+    async fn watch(&self) -> Infallible {
+        let settings = watcher::Config::default().labels(&selector(&self.path.installation, &self.path.home));
+        let mut events = pin!(watcher::watcher(Api::<Pod>::all(self.cluster.client()), settings).default_backoff());
+        while let Some(event) = events.next().await {
+            self.view.send_modify(|view| match event {
+                Ok(event) => view.take(event),
+                Err(error) => view.trouble = Some(crate::causes::one_line(&error)),
+            });
         }
+        std::future::pending().await
     }
 
-    /// The next list that was asked for after an instant.
-    async fn listed_after(&self, instant: Instant) -> Result<Arc<BTreeMap<Place, Pod>>, String> {
-        let mut views = self.views.subscribe();
-        let fresh = |view: &Option<View>| view.as_ref().is_some_and(|view| view.asked >= instant);
-        let view = views.wait_for(fresh).await.map_err(|_| "nobody lists".to_owned())?.clone();
-        view.map_or_else(|| Err("nobody lists".to_owned()), |view| view.pods)
+    /// Waits until all our pods were shown. The error is why they were not.
+    async fn shown(&self) -> Result<watch::Ref<'_, View>, String> {
+        let mut views = self.view.subscribe();
+        let known = views.wait_for(|view| view.is_synced || view.trouble.is_some());
+        let known = tokio::time::timeout_at(self.until.min(Instant::now() + LIST_TIME_MAX).into(), known).await;
+        drop(known.map_err(|_| "the API server did not answer in time".to_owned())?.map_err(|_| "nobody lists".to_owned())?);
+        let view = self.view.borrow();
+        match (&view.trouble, view.is_synced) {
+            (Some(why), false) => Err(why.clone()),
+            _ => Ok(view),
+        }
     }
 
     /// Ends pods of ours that have no folder. The error is why nobody can tell whether there are any.
     async fn end_strays(&self, strays: &Strays) -> Result<Vec<(Stray, Saw, Instant)>, String> {
-        let listed = tokio::time::timeout_at(self.until.into(), self.listed_after(Instant::now())).await;
-        let found = listed.map_err(|_| "the API server did not answer in time".to_owned())??;
+        let found = self.shown().await?.pods.clone();
         let mut ends = Vec::new();
-        for (place, pod) in found.iter() {
+        for (place, pod) in &found {
             let Some((run, agent)) = run_of(pod) else { continue };
             let stray = Stray { run, agent, name: format!("pod {}/{}", place.0, place.1) };
             if !strays.known.contains(&stray.run) && (strays.is_meant)(&stray) {
@@ -234,27 +243,52 @@ impl Strike<'_> {
                 return Saw::Unknown(words(&e));
             }
         }
-        let is_it = |pod: &Pod| uid.is_none() || pod.metadata.uid.as_deref() == uid;
+        let is_it = |pod: &&Pod| uid.is_none() || pod.metadata.uid.as_deref() == uid;
+        let mut views = self.view.subscribe();
+        if let Err(why) = self.shown().await.map(drop) {
+            return Saw::Unknown(why);
+        }
+        let give_up_at = self.until.checked_sub(LAST_LOOK).unwrap_or(self.until);
         loop {
-            let listed = match self.listed_after(Instant::now()).await {
-                Ok(listed) => listed,
-                Err(why) => return Saw::Unknown(why),
-            };
-            let seen = match listed.get(place).filter(|pod| is_it(pod)) {
-                Some(pod) => Ok(Some(pod.clone())),
+            let seen = views.borrow_and_update().pods.get(place).filter(is_it).map(has_ended);
+            let ended = match seen {
+                Some(ended) => ended,
                 // Of a state folder that was moved: its pods have the mark of where it was.
-                None => self.cluster.pod(&place.0, &place.1).await,
-            };
-            match seen {
-                Ok(Some(pod)) if is_it(&pod) => match has_ended(&pod) {
-                    true => return Saw::Terminated,
-                    false if Instant::now() + LAST_LOOK >= self.until => return Saw::Unknown(silent(&pod)),
-                    false => {}
+                None => match self.cluster.pod(&place.0, &place.1).await {
+                    Ok(pod) => match pod.as_ref().filter(is_it) {
+                        Some(pod) => has_ended(pod),
+                        None if is_over() => true,
+                        None => return Saw::Unknown("its pod is not in the cluster any more, which is no proof of its end".to_owned()),
+                    },
+                    Err(e) => return Saw::Unknown(words(&e)),
                 },
-                Ok(_) if is_over() => return Saw::Terminated,
-                Ok(_) => return Saw::Unknown("its pod is not in the cluster any more, which is no proof of its end".to_owned()),
-                Err(e) => return Saw::Unknown(words(&e)),
+            };
+            if ended {
+                return Saw::Terminated;
             }
+            if Instant::now() >= give_up_at {
+                let view = views.borrow();
+                return Saw::Unknown(view.trouble.clone().unwrap_or_else(|| silent(view.pods.get(place).unwrap_or(&Pod::default()))));
+            }
+            // What the watch does not show is asked for again.
+            let pause = if seen.is_some() { give_up_at } else { give_up_at.min(Instant::now() + LOOK_PAUSE) };
+            tokio::select! {
+                _ = views.changed() => {}
+                () = tokio::time::sleep_until(pause.into()) => {}
+            }
+        }
+    }
+}
+
+impl View {
+    fn take(&mut self, event: Event<Pod>) {
+        let place = |pod: &Pod| (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default());
+        self.trouble = None;
+        match event {
+            Event::Init => self.pods.clear(),
+            Event::InitApply(pod) | Event::Apply(pod) => drop(self.pods.insert(place(&pod), pod)),
+            Event::InitDone => self.is_synced = true,
+            Event::Delete(pod) => drop(self.pods.remove(&place(&pod))),
         }
     }
 }

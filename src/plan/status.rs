@@ -100,6 +100,11 @@ pub(super) fn summarise(plan: &mut Plan, desired: &Desired<'_>, now: Timestamp) 
         let first = plan.waiting.iter().find(|w| w.reason != reason::CLEANING_UP).or(plan.waiting.first());
         plan.status.reason = first.map(|w| w.reason.clone());
         plan.status.message = first.map(|w| w.message.clone());
+    } else if !condition::is_true(&plan.status.conditions, condition::CLEANED_UP)
+        && let Some(stuck) = plan.waiting.iter().find(|w| w.reason != reason::CLEANING_UP)
+    {
+        // How it ended stays; that something of it may still live must be told beside that.
+        condition::set(&mut plan.status.conditions, condition::CLEANED_UP, false, &stuck.reason, &stuck.message, now);
     }
 }
 

@@ -213,13 +213,24 @@ impl Sandbox for Drivers {
         Box::pin(self.blocking(look))
     }
 
+    fn observe_elsewhere<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<Option<Vec<SandboxSeen>>, SandboxError>> {
+        let uid = uid.clone();
+        Box::pin(self.blocking(move |inner| inner.pods.elsewhere(&uid)))
+    }
+
     fn stop<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), SandboxError>> {
         let run = run.clone();
-        Box::pin(self.blocking(move |inner| inner.runs.stop(&run)))
+        Box::pin(
+            self.blocking(
+                move |inner| if inner.runs.find(&run).is_some() { inner.runs.stop(&run) } else { inner.pods.stop_elsewhere(&run) },
+            ),
+        )
     }
 
     fn remove<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), SandboxError>> {
         let run = run.clone();
-        Box::pin(self.blocking(move |inner| inner.runs.remove(&run)))
+        Box::pin(self.blocking(
+            move |inner| if inner.runs.find(&run).is_some() { inner.runs.remove(&run) } else { inner.pods.remove_elsewhere(&run) },
+        ))
     }
 }

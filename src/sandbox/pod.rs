@@ -15,6 +15,7 @@
 
 mod body;
 pub(crate) mod cluster;
+mod elsewhere;
 mod maker;
 mod watch;
 mod word;
@@ -225,8 +226,13 @@ pub(crate) fn run_of(pod: &Pod) -> Option<(RunId, String)> {
 }
 
 /// What selects the pods of an installation that were made from one state folder.
-fn selector(installation: &str, home: &str) -> String {
+pub(crate) fn selector(installation: &str, home: &str) -> String {
     format!("{}={installation},{}={home}", labels::INSTALLATION, labels::HOME)
+}
+
+/// Namespace and name of a pod.
+fn key_of(pod: &Pod) -> (String, String) {
+    (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default())
 }
 
 /// Namespace and name of a made pod.

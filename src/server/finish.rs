@@ -177,7 +177,7 @@ async fn await_end(state: &ServerState, last: &Record, uid: &Uid, started: Insta
             return Ok(ending(&view, true, started, "killed; everything of it was seen gone".to_owned()));
         }
         if started.elapsed() + LOOK_PAUSE * 5 >= END_TIME_MAX || state.closing.is_cancelled() {
-            let why = view.message.clone().map(|m| format!(" ({m})")).unwrap_or_default();
+            let why = view.why_not_gone().or(view.message.as_deref()).map(|m| format!(" ({m})")).unwrap_or_default();
             let message = format!("asked for, but not seen gone within {} s{why}; it goes on", END_TIME_MAX.as_secs());
             return Ok(ending(&view, false, started, message));
         }

@@ -1,6 +1,7 @@
 //! What HTTP says of an agent: the record in the words of the API, and the whole object beside it. The client decodes the same structs.
 
 use crate::api::agent::{AgentType, Phase};
+use crate::api::condition;
 use crate::kill::receipt::{Receipt, Verdict};
 use crate::store::{Kind, Record};
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,13 @@ impl AgentView {
     pub fn has_condition(&self, type_: &str) -> bool {
         let conditions = self.object["status"]["conditions"].as_array();
         conditions.is_some_and(|all| all.iter().any(|c| c["type"] == type_ && c["status"] == "True"))
+    }
+
+    /// Why not everything of it was seen gone, if that is known.
+    #[must_use]
+    pub fn why_not_gone(&self) -> Option<&str> {
+        let conditions = self.object["status"]["conditions"].as_array()?;
+        conditions.iter().find(|c| c["type"] == condition::CLEANED_UP && c["status"] == "False")?["message"].as_str()
     }
 }
 

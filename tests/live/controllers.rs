@@ -68,9 +68,14 @@ pub fn one_leads_and_the_other_takes_over(flags: &[&str], shared: &Path) {
     second.assert_nothing_left();
 }
 
-/// A leader that stands still doubles nothing when it goes on. `versions` is what of the records may not change by that.
-pub fn stopped_leader_doubles_nothing<T: PartialEq + std::fmt::Debug>(flags: &[&str], shared: &Path, versions: impl Fn() -> Vec<T>) {
-    let controllers = [Mosaic::start(flags), Mosaic::start(flags), Mosaic::start(flags)];
+/// A leader that stands still doubles nothing when it goes on: the first of three that were just started. `versions` is what of the records may
+/// not change by that.
+pub fn stopped_leader_doubles_nothing<T: PartialEq + std::fmt::Debug>(
+    controllers: [Mosaic; 3],
+    shared: &Path,
+    versions: impl Fn() -> Vec<T>,
+) {
+    assert!(says(&controllers[0], LEADS));
     let remote = Remote::new(shared, "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
     let jobs = |from: usize| -> Vec<String> {
         (from..from + 4).map(|n| controllers[1].spawn(&task(&remote, &format!("job-{n}"), &format!("echo {n} > note-{n}.txt")))).collect()

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Longest wait for an answer while a kill goes on.
 const STRIKE_TIME_MAX: Duration = Duration::from_secs(4);
+/// What selects the pods of all agents.
+const SANDBOXES: &str = "app.kubernetes.io/name=mosaic-sandbox";
 /// Taint by which an operator says that everything on a node is gone.
 const TAINT_OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
@@ -48,7 +50,8 @@ impl Cluster {
         Self { api: Api::new(client) }
     }
 
-    pub(super) fn client(&self) -> Client {
+    /// The client.
+    pub(crate) fn client(&self) -> Client {
         self.api.client().clone()
     }
 
@@ -77,10 +80,9 @@ impl Cluster {
         }
     }
 
-    /// The pods of an installation that were made from one state folder, in all namespaces.
-    pub(crate) async fn pods(&self, installation: &str, home: &str) -> Result<Vec<Pod>, CallError> {
-        let selector = super::selector(installation, home);
-        let path = format!("/api/v1/pods?labelSelector={}", encode(&selector));
+    /// Pods of agents that labels select, in all namespaces.
+    pub(super) async fn pods(&self, selector: &str) -> Result<Vec<Pod>, CallError> {
+        let path = format!("/api/v1/pods?labelSelector={}", encode(&format!("{SANDBOXES},{selector}")));
         let list: ObjectList<Pod> = self.api.call_within(STRIKE_TIME_MAX, Method::GET, &path, None).await?;
         Ok(list.items)
     }

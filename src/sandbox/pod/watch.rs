@@ -2,7 +2,7 @@
 
 use super::cluster::Cluster;
 use super::word::{self, End, Word};
-use super::{Entry, Shared};
+use super::{Entry, Shared, key_of};
 use crate::sandbox::bridge::Bridge;
 use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::docker::labels;
@@ -79,10 +79,6 @@ fn follow(shared: &Arc<Shared>, event: Event<Pod>) {
             shared.state().pods.remove(&key_of(&pod));
         }
     }
-}
-
-fn key_of(pod: &Pod) -> (String, String) {
-    (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default())
 }
 
 fn judge(shared: &Arc<Shared>, pod: &Pod) {

@@ -9,6 +9,7 @@ mod kills;
 mod lost;
 mod probes;
 mod reasons;
+mod standby;
 
 use super::cluster::{Cluster, cluster_now};
 use crate::harness::{Mosaic, PATIENCE, eventually};

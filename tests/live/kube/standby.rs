@@ -1,7 +1,10 @@
 //! Several controllers on one cluster, each with a state folder of its own.
 
-use super::cluster::cluster_now;
+use super::cluster::{Cluster, cluster_now};
 use crate::controllers;
+use crate::harness::Mosaic;
+use serde_json::Value;
+use tokio::runtime::Runtime;
 
 #[test]
 fn one_leads_and_the_other_stands_by_serves_and_takes_over() {
@@ -17,10 +20,13 @@ fn a_stopped_leader_doubles_nothing_when_it_goes_on() {
     let Some((cluster, runtime)) = cluster_now("kube::standby::a_stopped_leader_doubles_nothing_when_it_goes_on") else { return };
     let shared = tempfile::tempdir().unwrap();
     let flags = ["--store", "kube", "--local-repos", shared.path().to_str().unwrap()];
-    let versions = || -> Vec<_> {
-        let list = runtime.block_on(cluster.ask("GET", "/apis/mosaicstack.dev/v1alpha1/agents", None)).unwrap();
-        let ended = list["items"].as_array().unwrap().iter().filter(|item| item["status"]["phase"] == "Completed").cloned();
-        ended.map(|item| (item["metadata"]["uid"].clone(), item["metadata"]["resourceVersion"].clone())).collect()
-    };
-    controllers::stopped_leader_doubles_nothing(&flags, shared.path(), versions);
+    let controllers = [(); 3].map(|()| Mosaic::start(&flags));
+    controllers::stopped_leader_doubles_nothing(controllers, shared.path(), || ended_versions(&cluster, &runtime));
+}
+
+/// The versions of all agents that have ended.
+pub fn ended_versions(cluster: &Cluster, runtime: &Runtime) -> Vec<(Value, Value)> {
+    let list = runtime.block_on(cluster.ask("GET", "/apis/mosaicstack.dev/v1alpha1/agents", None)).unwrap();
+    let ended = list["items"].as_array().unwrap().iter().filter(|item| item["status"]["phase"] == "Completed").cloned();
+    ended.map(|item| (item["metadata"]["uid"].clone(), item["metadata"]["resourceVersion"].clone())).collect()
 }

@@ -22,7 +22,7 @@ fn a_stopped_leader_doubles_nothing_when_it_goes_on() {
     let url = server.url();
     let flags = ["--valkey-url", &url, "--local-repos", shared.path().to_str().unwrap()];
     // The versions of records are the store's own here, and the suite of contracts looks at those.
-    controllers::stopped_leader_doubles_nothing(&flags, shared.path(), Vec::<()>::new);
+    controllers::stopped_leader_doubles_nothing([(); 3].map(|()| Mosaic::start(&flags)), shared.path(), Vec::<()>::new);
 }
 
 /// Two looks for orphans, and some.

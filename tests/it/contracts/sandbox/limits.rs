@@ -181,10 +181,10 @@ async fn attempt_that_begins_over_the_limit_of_the_one_before_may_remove_what_is
     let fill = "mkdir -p full; n=$(ls full | wc -l); while :; do head -c 1000000 /dev/zero > full/$n; n=$((n+1)); sleep 0.02; done";
     let ends = |end: RunEnd| assert!(exceeded(&end, Limit::Disk) && end.output_tail.is_empty(), "{:?} {}", end.cause, end.output_tail);
     ends(subject.run(attempt(1, fill)).await);
-    // It may not go on filling what is full,
+    // It may not go on filling what is full, however long a busy machine takes to see that,
     let started = Instant::now();
     ends(subject.run(attempt(2, fill)).await);
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(40), "{:?}", started.elapsed());
     // but clean up first and go on with its work.
     let clean = "sleep 1.5; rm -r full; sleep 1.5; head -c 30000000 /dev/zero > part; sleep 1.5; echo done";
     let end = subject.run(attempt(3, clean)).await;

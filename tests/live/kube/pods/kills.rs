@@ -3,7 +3,7 @@
 use super::{Cut, assert_no_objects_left, pods, processes, until, with_pods};
 use crate::harness::{Mosaic, Remote, eventually, gates, program, task};
 use crate::kube::cluster::{Control, kubectl, kubectl_says};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ pub fn running(mosaic: &Mosaic, remote: &Remote, name: &str) -> String {
 }
 
 /// Kills one and watches the process table meanwhile: the answer, and after how many milliseconds the process was gone.
-fn kill(mosaic: &Mosaic, uid: &str, mark: &str) -> ((u16, serde_json::Value), u128) {
+pub fn kill(mosaic: &Mosaic, uid: &str, mark: &str) -> ((u16, Value), u128) {
     std::thread::scope(|scope| {
         let call = scope.spawn(|| mosaic.call("POST", &format!("/agents/{uid}/kill"), Some(&json!({}))));
         let gone_after = until("the process goes", || processes(mark) == 0);
@@ -196,12 +196,19 @@ fn without_a_kubelet_nothing_is_said_to_be_dead() {
     for _ in 0..wanted("MOSAIC_TEST_BLIND_SECONDS", 10) {
         std::thread::sleep(Duration::from_secs(1));
         let name = mosaic.object(&uid)["metadata"]["name"].as_str().unwrap().to_owned();
-        assert!(runtime.block_on(cluster.agent(&name)).is_some(), "the record stays");
+        let record = runtime.block_on(cluster.agent(&name)).expect("the record stays");
+        assert_eq!(cleaned_up(&record), Some("RevokedUnverified"), "and says why: {:#}", record["status"]["conditions"]);
         assert_eq!(processes(&mark), 0);
     }
     control.start("kubelet");
     mosaic.assert_nothing_left();
     assert_no_objects_left(&cluster, &runtime);
+}
+
+/// Why not everything of an agent was seen gone.
+pub fn cleaned_up(record: &Value) -> Option<&str> {
+    let conditions = record["status"]["conditions"].as_array()?;
+    conditions.iter().find(|condition| condition["type"] == "CleanedUp" && condition["status"] == "False")?["reason"].as_str()
 }
 
 #[test]

@@ -1,0 +1,49 @@
+//! Several controllers on one cluster, each with a state folder and a link of its own, and agents in pods.
+
+use super::kills::{cleaned_up, kill, repository, running};
+use super::{assert_no_objects_left, with_pods};
+use crate::controllers::{self, says, wait_until};
+use crate::kube::standby::ended_versions;
+use serde_json::json;
+use std::time::Duration;
+
+#[test]
+fn a_stopped_leader_doubles_nothing_when_it_goes_on() {
+    let Some((cluster, runtime, place)) = with_pods("kube::pods::standby::a_stopped_leader_doubles_nothing_when_it_goes_on") else {
+        return;
+    };
+    let shared = tempfile::tempdir().unwrap();
+    let repositories = ["--local-repos", shared.path().to_str().unwrap()];
+    let controllers = [(); 3].map(|()| place.start(&repositories));
+    controllers::stopped_leader_doubles_nothing(controllers, shared.path(), || ended_versions(&cluster, &runtime));
+    assert_no_objects_left(&cluster, &runtime);
+}
+
+#[test]
+fn whoever_leads_next_ends_what_one_has_left_that_never_comes_back() {
+    let test = "kube::pods::standby::whoever_leads_next_ends_what_one_has_left_that_never_comes_back";
+    let Some((cluster, runtime, place)) = with_pods(test) else { return };
+    let [mut first, mut second] = [(); 2].map(|()| place.start(&[]));
+    let remote = repository(&first);
+    let mark = format!("left-{}-end", std::process::id());
+    let uid = running(&first, &remote, &mark);
+    let name = first.object(&uid)["metadata"]["name"].as_str().unwrap().to_owned();
+    first.sigkill();
+    wait_until("the other one takes over", Duration::from_secs(10), || says(&second, "this controller leads"));
+    let (answer, gone_after) = kill(&second, &uid, &mark);
+    println!("killed by the next leader: process gone after {gone_after} ms: {answer:?}");
+    assert!(gone_after <= 3000, "{gone_after} ms");
+    // Its tree and what was not pushed are with the one that is gone, which gets its time.
+    assert_eq!((answer.0, &answer.1["verified"]), (202, &json!(false)), "{}", answer.1);
+    let object = second.object(&uid);
+    assert_eq!(cleaned_up(&object), Some("CannotObserve"), "{:#}", object["status"]["conditions"]);
+    assert!(object.to_string().contains("nothing of it runs any more"), "{:#}", object["status"]["conditions"]);
+    // Whoever finishes that need not be who has begun it.
+    second.sigkill();
+    let _third = place.start(&[]);
+    let gone = wait_until("the record goes", Duration::from_secs(120), || runtime.block_on(cluster.agent(&name)).is_none());
+    println!("record gone after {gone:?} more");
+    assert!(gone > Duration::from_secs(30));
+    assert_no_objects_left(&cluster, &runtime);
+    assert!(remote.agent_refs().is_empty());
+}
