@@ -14,16 +14,19 @@ use crate::api::names::{ANNOTATION_ENDED_BY, AgentName, Namespace, Uid};
 use crate::kill::latch::Note;
 use crate::kill::receipt::{KillRequest, Receipt, Receipts, Verdict};
 use crate::kill::record::{is_meant, record};
-use crate::store::{Key, Kind, Record, StoreError};
+use crate::store::{Key, Kind, Record, StoreError, WatchEvent};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use serde::Deserialize;
 use std::time::{Duration, Instant};
 
 /// How long a kill or delete waits for the proof.
 pub const END_TIME_MAX: Duration = Duration::from_secs(5);
+/// Time that is left for words after the last look.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 /// Pause between two looks at the store while waiting.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -173,17 +176,26 @@ async fn await_end(state: &ServerState, last: &Record, uid: &Uid, started: Insta
         let present = state.store.get(&key).await?.filter(|r| r.metadata.uid.as_deref() == Some(uid.as_str()));
         let Some(record) = present else { return gone(state, last, uid, started).await };
         let view = AgentView::of(&record);
-        if view.has_condition(condition::KILLED) && view.has_condition(condition::CLEANED_UP) {
-            return Ok(ending(&view, true, started, "killed; everything of it was seen gone".to_owned()));
+        if let Some(message) = is_seen_gone(&view) {
+            return Ok(ending(&view, true, started, message.to_owned()));
         }
-        if started.elapsed() + LOOK_PAUSE * 5 >= END_TIME_MAX || state.closing.is_cancelled() {
-            let why = view.why_not_gone().or(view.message.as_deref()).map(|m| format!(" ({m})")).unwrap_or_default();
-            let message = format!("asked for, but not seen gone within {} s{why}; it goes on", END_TIME_MAX.as_secs());
-            return Ok(ending(&view, false, started, message));
+        if started.elapsed() + LAST_LOOK >= END_TIME_MAX || state.closing.is_cancelled() {
+            return Ok(not_seen_gone(&view, started));
         }
         // The longer it takes, the less it matters: a store elsewhere is not asked fifty times a second for seconds.
         tokio::time::sleep((started.elapsed() / 5).clamp(LOOK_PAUSE, LOOK_PAUSE * 5)).await;
     }
+}
+
+fn is_seen_gone(view: &AgentView) -> Option<&'static str> {
+    let is_gone = view.has_condition(condition::KILLED) && view.has_condition(condition::CLEANED_UP);
+    is_gone.then_some("killed; everything of it was seen gone")
+}
+
+fn not_seen_gone(view: &AgentView, started: Instant) -> Ending {
+    let why = view.why_not_gone().or(view.message.as_deref()).map(|m| format!(" ({m})")).unwrap_or_default();
+    let message = format!("asked for, but not seen gone within {} s{why}; it goes on", END_TIME_MAX.as_secs());
+    ending(view, false, started, message)
 }
 
 /// The record is gone: the controller lets go of it only after it saw everything gone.
@@ -219,18 +231,19 @@ pub async fn kill_all(State(state): Ctx, OptionalJsonBody(body): OptionalJsonBod
     let receipts = lane(&state, request).await?;
     let halt = receipts.halt.clone().unwrap_or_default();
     let told = in_time(&state, started, tell_store(&state, &halt, namespace.as_ref())).await;
-    let (live, warning) = match told {
-        Ok(live) => (live, None),
-        Err(problem) => (Vec::new(), Some(format!("the store is not told yet ({}); nothing starts until it is", problem.detail))),
+    let (mut live, from, warning) = match told {
+        Ok((live, from)) => (live.into_iter().map(Last::Open).collect(), from, None),
+        Err(problem) => (Vec::new(), 0, Some(format!("the store is not told yet ({}); nothing starts until it is", problem.detail))),
     };
+    let trouble = follow(&state, &mut live, from, started).await.err().map(Problem::from);
     let mut open: Vec<Receipt> = receipts.agents;
-    let waits = live.iter().map(|record| {
-        let uid = record.metadata.uid.clone().unwrap_or_default();
+    let ends = live.iter().map(|last| {
+        let uid = last.record().metadata.uid.clone().unwrap_or_default();
         let receipt = open.iter().position(|receipt| receipt.agent_id.as_str() == uid).map(|index| open.swap_remove(index));
-        end_of_all(&state, record, receipt, started)
+        end_of_all(&state, last, trouble.as_ref(), receipt, started)
     });
-    let waits: Vec<_> = waits.collect();
-    let mut agents = futures::future::join_all(waits).await;
+    let ends: Vec<_> = ends.collect();
+    let mut agents = futures::future::join_all(ends).await;
     if warning.is_none() {
         // They had ended before, and only their trees were left.
         open.retain(|receipt| receipt.runs > 0);
@@ -245,29 +258,84 @@ pub async fn kill_all(State(state): Ctx, OptionalJsonBody(body): OptionalJsonBod
     Ok((status, Json(KillAll { halt, hold, agents, unknown, warnings, millis: millis_since(started) })).into_response())
 }
 
-/// Hands the latched halt over to the store; returns what it means there.
-async fn tell_store(state: &ServerState, halt: &str, namespace: Option<&Namespace>) -> Result<Vec<Record>, Problem> {
+/// Hands the latched halt over to the store; returns what it means there, and the version from which that can be followed.
+async fn tell_store(state: &ServerState, halt: &str, namespace: Option<&Namespace>) -> Result<(Vec<Record>, u64), Problem> {
     let namespace = namespace.map(Namespace::as_str);
-    let (mut agents, _) = state.store.list(Kind::Agent).await?;
+    let (mut agents, version) = state.store.list(Kind::Agent).await?;
     agents.retain(|agent| is_meant(agent, &state.latch, namespace));
     let notes = state.latch.halts();
     // The controller may have handed it over meanwhile.
     if let Some(note) = notes.iter().find(|note| matches!(note, Note::Halt { name, .. } if name == halt)) {
         record(&*state.store, &state.latch, note).await?;
     }
-    Ok(agents)
+    Ok((agents, version))
+}
+
+/// One agent of many, as it was told of last.
+enum Last {
+    /// Not seen gone.
+    Open(Record),
+    /// Everything of it was seen gone.
+    SeenGone(Record),
+    /// Its record is gone.
+    Deleted(Record),
+}
+
+impl Last {
+    fn record(&self) -> &Record {
+        let (Self::Open(record) | Self::SeenGone(record) | Self::Deleted(record)) = self;
+        record
+    }
+}
+
+/// Follows many until none is open, or the time is over. By one watch: a store elsewhere has enough to do with their ends.
+async fn follow(state: &ServerState, all: &mut [Last], from: u64, started: Instant) -> Result<(), StoreError> {
+    let is_open = |last: &Last| matches!(last, Last::Open(_));
+    if !all.iter().any(is_open) {
+        return Ok(());
+    }
+    let silent = || StoreError::Unavailable { what: "the watch of the agents ended".to_owned(), source: None };
+    let work = async {
+        let mut watch = state.store.watch(Kind::Agent, from).await?;
+        while all.iter().any(is_open) {
+            let event = watch.next().await.unwrap_or_else(|| Err(silent()))?;
+            let (record, is_deleted) = match event {
+                WatchEvent::Applied(record) => (record, false),
+                WatchEvent::Deleted(record) => (record, true),
+                WatchEvent::Bookmark(_) => continue,
+            };
+            let Some(last) = all.iter_mut().find(|last| last.record().metadata.uid == record.metadata.uid) else { continue };
+            *last = match is_seen_gone(&AgentView::of(&record)) {
+                _ if is_deleted => Last::Deleted(record),
+                Some(_) => Last::SeenGone(record),
+                None => Last::Open(record),
+            };
+        }
+        Ok(())
+    };
+    let left = END_TIME_MAX.saturating_sub(LAST_LOOK).saturating_sub(started.elapsed());
+    tokio::select! {
+        followed = work => followed,
+        () = tokio::time::sleep(left) => Ok(()),
+        () = state.closing.cancelled() => Ok(()),
+    }
 }
 
 /// One agent that cannot be ended must not hide what became of the others.
-async fn end_of_all(state: &ServerState, last: &Record, receipt: Option<Receipt>, started: Instant) -> Ending {
-    let uid = Uid::new(last.metadata.uid.clone().unwrap_or_default()).map_err(|_| Problem::internal());
-    let waited = match uid {
-        Ok(uid) => in_time(state, started, await_end(state, last, &uid, started)).await,
-        Err(problem) => Err(problem),
+async fn end_of_all(state: &ServerState, last: &Last, trouble: Option<&Problem>, receipt: Option<Receipt>, started: Instant) -> Ending {
+    let record = last.record();
+    let told = match (last, Uid::new(record.metadata.uid.clone().unwrap_or_default()), trouble) {
+        (Last::Deleted(_), Ok(uid), _) => in_time(state, started, gone(state, record, &uid, started)).await,
+        (_, Err(_), _) => Err(Problem::internal()),
+        (Last::Open(_), _, Some(problem)) => Err(problem.clone()),
+        (Last::SeenGone(_) | Last::Open(_), ..) => {
+            let view = AgentView::of(record);
+            Ok(is_seen_gone(&view).map_or_else(|| not_seen_gone(&view, started), |text| ending(&view, true, started, text.to_owned())))
+        }
     };
-    match (waited, receipt) {
+    match (told, receipt) {
         (Ok(ending), receipt) => with_receipt(ending, receipt),
         (Err(problem), Some(receipt)) => Ending::of_receipt(receipt, millis_since(started), &problem.detail),
-        (Err(problem), None) => ending(&AgentView::of(last), false, started, format!("failed: {}", problem.detail)),
+        (Err(problem), None) => ending(&AgentView::of(record), false, started, format!("failed: {}", problem.detail)),
     }
 }
