@@ -22,10 +22,11 @@ use std::time::Duration;
 
 /// How long it is asked for the spec where nobody answers: a controller that restarts takes less. Also how long one connection is waited on.
 const PATIENCE_MILLIS: u64 = 30_000;
-/// Pause between two tries.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Pause between two tries: the first, doubled up to the longest.
+const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(2);
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
 /// A connection that stood so long was no refusal: what comes next is asked at once.
-const STOOD_MILLIS: u64 = 100;
+const STOOD_MILLIS: u64 = 5;
 /// How long an answer that has begun may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// Largest answer.
@@ -79,6 +80,7 @@ fn prepare(handover: Handover, files: &Files) -> Result<ExitReport, String> {
 /// prepared this container ahead holds it, and renews it by closing it for another one.
 fn ask() -> Option<(Handover, Files)> {
     let mut give_up_at = system::boot_millis() + PATIENCE_MILLIS;
+    let mut pause = RETRY_PAUSE_FIRST;
     while system::boot_millis() < give_up_at {
         if let Ok(mut stream) = UnixStream::connect(format!("{CONTROL_INSIDE}/{SOCKET_FILES}")) {
             let asked_at = system::boot_millis();
@@ -89,13 +91,15 @@ fn ask() -> Option<(Handover, Files)> {
                     let now = system::boot_millis();
                     give_up_at = give_up_at.max(now + PATIENCE_MILLIS / 2);
                     if now > asked_at + STOOD_MILLIS {
+                        pause = RETRY_PAUSE_FIRST;
                         continue;
                     }
                 }
                 Err(_) => {}
             }
         }
-        std::thread::sleep(RETRY_PAUSE);
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(RETRY_PAUSE_MAX);
     }
     None
 }

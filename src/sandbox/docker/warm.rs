@@ -46,6 +46,8 @@ use tokio::sync::oneshot;
 const ROUND_PAUSE: Duration = Duration::from_secs(1);
 /// Pause while agents are being started: they go first.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// How long nothing is prepared after one was taken: the agent that took it begins first.
+const CLAIM_PAUSE: Duration = Duration::from_millis(300);
 /// Pause after one could not be prepared.
 const RETRY_PAUSE: Duration = Duration::from_secs(10);
 
@@ -65,6 +67,8 @@ struct Inside {
     waste: Vec<Place>,
     /// Folder names of all that are there in any of these ways, or are being made.
     names: BTreeSet<String>,
+    /// When one was taken last.
+    taken_at: Option<Instant>,
     trouble: Option<String>,
 }
 
@@ -229,7 +233,10 @@ impl Docker {
             }
             match self.give(run, &ready, [&spec.tree, home, objects]) {
                 Ok(()) => {
-                    self.warm.inside().names.remove(&short(&ready.place.run));
+                    let mut inside = self.warm.inside();
+                    inside.names.remove(&short(&ready.place.run));
+                    inside.taken_at = Some(Instant::now());
+                    drop(inside);
                     self.warm.changed.notify_all();
                     return Some(Box::new(ready.waiting));
                 }
@@ -316,7 +323,8 @@ impl Docker {
 
     /// Whether the driver has proven itself, nothing is halted, and nobody waits for the engine.
     fn may_prepare(&self) -> bool {
-        self.is_proven() && self.config.latch.halts().is_empty() && self.starts.available_permits() == self.docker.starts_max
+        let just_taken = self.warm.inside().taken_at.is_some_and(|at| at.elapsed() < CLAIM_PAUSE);
+        !just_taken && self.is_proven() && self.config.latch.halts().is_empty() && self.starts.available_permits() == self.docker.starts_max
     }
 
     fn prepare(&self) -> Result<Ready, SandboxError> {

@@ -129,7 +129,8 @@ impl Runs {
 
     /// Lays out the folder; the intent stands when it returns.
     fn write_intent(&self, maker: &dyn Maker, run: &Run, spec: &RunSpec) -> io::Result<(StoredSpec, File)> {
-        if !self.blanks.claim(&run.folder) {
+        // What was prepared has its folder already.
+        if run.folder.path().exists() || !self.blanks.claim(&run.folder) {
             run.folder.make(self.config.ids.uid, self.config.ids.gid)?;
         }
         let lock = run.folder.open_lock()?;
