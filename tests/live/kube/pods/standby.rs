@@ -1,8 +1,9 @@
 //! Several controllers on one cluster, each with a state folder and a link of its own, and agents in pods.
 
 use super::kills::{cleaned_up, kill, repository, running};
-use super::{assert_no_objects_left, with_pods};
+use super::{assert_no_objects_left, processes, with_pods};
 use crate::controllers::{self, says, wait_until};
+use crate::harness::program;
 use crate::kube::standby::ended_versions;
 use serde_json::json;
 use std::time::Duration;
@@ -40,10 +41,18 @@ fn whoever_leads_next_ends_what_one_has_left_that_never_comes_back() {
     assert!(object.to_string().contains("nothing of it runs any more"), "{:#}", object["status"]["conditions"]);
     // Whoever finishes that need not be who has begun it.
     second.sigkill();
-    let _third = place.start(&[]);
+    let mut third = place.start(&[]);
     let gone = wait_until("the record goes", Duration::from_secs(120), || runtime.block_on(cluster.agent(&name)).is_none());
     println!("record gone after {gone:?} more");
     assert!(gone > Duration::from_secs(30));
     assert_no_objects_left(&cluster, &runtime);
     assert!(remote.agent_refs().is_empty());
+
+    // Should it come back after all, it begins nothing, and takes away what it has once it leads and somebody has said that the pod ended.
+    first.up();
+    let said = program().args(["kill", &name, "--node-is-gone", "--state"]).arg(first.state()).output().unwrap();
+    assert!(said.status.success(), "{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    third.sigterm();
+    first.assert_nothing_left();
+    assert_eq!(processes(&mark), 0);
 }
