@@ -11,3 +11,4 @@ mod neighbours;
 mod push_integrity;
 mod remotes;
 mod rounds;
+mod waves;

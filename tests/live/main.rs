@@ -26,3 +26,5 @@ mod leaders;
 #[path = "../it/skip.rs"]
 mod skip;
 mod valkey;
+#[path = "../it/e2e/waves.rs"]
+mod waves;

@@ -1,54 +1,14 @@
 //! The controller is killed at any instant, stays away, comes back. What counts is what is seen outside afterwards.
 
-use super::harness::{Mosaic, Random, Remote, condition, gates, sandbox_pids, task};
+use super::harness::{Mosaic, Remote, condition, gates, sandbox_pids, task};
+use super::waves;
 use std::time::{Duration, Instant};
-
-/// Kills of the controller in `controller_killed_at_random_instants…`; fewer for a quick look.
-fn kills_wanted() -> usize {
-    std::env::var("MOSAIC_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
-}
 
 #[test]
 fn controller_killed_at_random_instants_with_five_agents_in_flight_converges() {
-    let seed = std::env::var("MOSAIC_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(20_261_122);
-    let mut random = Random(seed);
     let mut mosaic = Mosaic::start(&["--running-max", "5", "--starting-max", "5"]);
-    let gate_file = gates("sleep 0.1; ls file-*.txt", "true");
-    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
-    let mut kills = 0;
-    let mut wave = 0;
-    let mut delivered = 0;
-    while kills < kills_wanted() {
-        let uids: Vec<String> = (0..5)
-            .map(|n| {
-                let script = format!("for i in 1 2 3 4 5 6; do echo $i; sleep 0.1; done; echo {wave} > file-{wave}-{n}.txt");
-                mosaic.spawn(&task(&remote, &format!("wave-{wave}-{n}"), &script))
-            })
-            .collect();
-        for _ in 0..8 {
-            // From right after the ready answer to well into gates and pushes.
-            std::thread::sleep(Duration::from_millis(random.below(900)));
-            mosaic.sigkill();
-            kills += 1;
-            mosaic.up();
-        }
-        for (n, uid) in uids.iter().enumerate() {
-            let object = mosaic.wait_completed(uid);
-            let push = &object["status"]["push"];
-            assert_eq!(
-                remote.refs().get(push["ref"].as_str().unwrap()).map(String::as_str),
-                push["sha"].as_str(),
-                "seed {seed}: {object:#}"
-            );
-            let changed = remote.git(&["diff", "--name-only", "main", push["ref"].as_str().unwrap()]);
-            assert_eq!(changed.trim(), format!("file-{wave}-{n}.txt"), "seed {seed}");
-            delivered += 1;
-        }
-        assert_eq!(remote.agent_refs().len(), delivered, "one ref each, none doubled, seed {seed}");
-        mosaic.assert_nothing_left();
-        wave += 1;
-    }
-    println!("{kills} kills of the controller, {delivered} agents delivered once each (seed {seed})");
+    // From right after the ready answer to well into gates and pushes.
+    waves::controller_is_killed_at_random(&mut mosaic, 100, Duration::from_millis(900));
 }
 
 #[test]

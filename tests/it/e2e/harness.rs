@@ -198,6 +198,11 @@ pub fn program() -> Command {
     command
 }
 
+/// A number that a longer run asks for by a variable, or what every run does.
+pub fn wanted<T: std::str::FromStr>(name: &str, usual: T) -> T {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
 /// Waits until something is so.
 pub fn eventually(what: &str, holds: impl Fn() -> bool) {
     let started = Instant::now();

@@ -4,6 +4,7 @@
 
 use crate::docker::{Host, clean};
 use crate::engine::engine;
+use crate::harness::wanted;
 use mosaic::api::agent::Driver;
 use mosaic::inside::wire::Identity;
 use mosaic::kill::Killer;
@@ -111,10 +112,6 @@ fn compile(source: &str, to: &Path) {
     std::fs::write(&file, source).unwrap();
     let built = std::process::Command::new("cc").args(["-static", "-O1", "-o"]).arg(to).arg(&file).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-}
-
-fn kills() -> usize {
-    std::env::var("MOSAIC_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// Live processes of a pid namespace, by the process table; what nobody has reaped does not live.
@@ -363,7 +360,8 @@ async fn every_hostile_shape_is_dead_when_the_receipt_says_so() {
     for driver in [Driver::Process, Driver::Docker] {
         for shape in &SHAPES {
             // It needs several to meet a start at different instants.
-            let rounds = if matches!(shape.how, How::Starting) { kills().max(12) } else { kills() };
+            let kills: usize = wanted("MOSAIC_TEST_KILLS", 1);
+            let rounds = if matches!(shape.how, How::Starting) { kills.max(12) } else { kills };
             let mut took = Vec::new();
             for round in 0..rounds {
                 let case = Case { host: &host, sandbox: &sandbox, driver, name: shape.name, round };

@@ -2,7 +2,7 @@
 
 use super::cluster::cluster_now;
 use crate::harness::{Mosaic, Remote, condition, gates, task};
-use crate::jobs;
+use crate::{jobs, waves};
 use std::time::Duration;
 
 #[test]
@@ -28,7 +28,7 @@ fn controller_killed_at_random_instants_doubles_and_loses_nothing() {
         return;
     };
     let mut mosaic = Mosaic::start(&["--store", "kube", "--running-max", "5", "--starting-max", "5"]);
-    jobs::controller_is_killed_at_random(&mut mosaic, 30, Duration::from_millis(900));
+    waves::controller_is_killed_at_random(&mut mosaic, 30, Duration::from_millis(900));
 }
 
 #[test]

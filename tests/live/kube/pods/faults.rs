@@ -2,8 +2,8 @@
 
 use super::{assert_no_objects_left, with_pods};
 use crate::harness::{Remote, gates, task};
-use crate::jobs;
 use crate::kube::cluster::{Control, kubectl_says};
+use crate::{jobs, waves};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ fn controller_killed_at_random_instants_doubles_and_loses_nothing() {
     let test = "kube::pods::faults::controller_killed_at_random_instants_doubles_and_loses_nothing";
     let Some((cluster, runtime, place)) = with_pods(test) else { return };
     let mut mosaic = place.start(&["--running-max", "5", "--starting-max", "5"]);
-    jobs::controller_is_killed_at_random(&mut mosaic, 6, Duration::from_millis(3000));
+    waves::controller_is_killed_at_random(&mut mosaic, 6, Duration::from_millis(3000));
     assert_no_objects_left(&cluster, &runtime);
 }
 

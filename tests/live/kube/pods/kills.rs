@@ -1,16 +1,11 @@
 //! Kills of agents in pods, looked at in the process table of the node, which must be this machine for that.
 
 use super::{Cut, assert_no_objects_left, pods, processes, until, with_pods};
-use crate::harness::{Mosaic, Remote, eventually, gates, program, task};
+use crate::harness::{Mosaic, Remote, eventually, gates, program, task, wanted};
 use crate::kube::cluster::{Control, kubectl, kubectl_says};
 use serde_json::{Value, json};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-
-/// A number that a long run asks for, or what every run does.
-fn wanted(name: &str, usual: usize) -> usize {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
-}
 
 /// An agent that ignores TERM and can be found in the process table.
 fn stubborn(mark: &str) -> String {
