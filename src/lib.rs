@@ -46,7 +46,8 @@
 //! - Nothing that was deleted, killed or halted ever starts again. `Killed` is latched and never cleared.
 //! - At most one live sandbox per agent and at most one live attempt; uid and attempt fence every effect.
 //! - What could not be looked at is unknown: it creates nothing and destroys nothing.
-//! - The finalizer goes last: after everything of the agent was seen gone and its unpushed work was kept.
+//! - The finalizer goes last: after everything of the agent was seen gone and its unpushed work was kept. (Of pods whose controller never comes back
+//!   the tree is given up after a minute, and the record says so; that nothing runs is seen all the same.)
 //! - Facts are durable before the effects that need them; the phase is a summary that no code branches on.
 //!
 //! `plan::invariants` states these in code; tests, the simulation and debug builds check every plan against them.

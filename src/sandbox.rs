@@ -257,11 +257,15 @@ pub trait Sandbox: Send + Sync {
     /// Could not look; the caller must take nothing for absent.
     fn observe<'a>(&'a self, uid: Option<&'a Uid>) -> BoxFuture<'a, Result<Vec<SandboxSeen>, SandboxError>>;
 
-    /// Looks at the sandboxes of an agent whose place is another one, as far as both can reach them: pods of one cluster. `None`: it cannot.
+    /// Looks at the sandboxes of an agent that another installation has made, as far as both can reach them: pods of one cluster. `None`: it cannot.
     /// `stop` and `remove` take their runs as well.
     /// # Errors
     /// Could not look.
-    fn observe_elsewhere<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<Option<Vec<SandboxSeen>>, SandboxError>>;
+    fn observe_elsewhere<'a>(
+        &'a self,
+        uid: &'a Uid,
+        installation: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Vec<SandboxSeen>>, SandboxError>>;
 
     /// SIGKILLs everything in it and looks that it is gone. `Ok` means seen gone. Idempotent; a run that never existed is gone.
     fn stop<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), SandboxError>>;

@@ -4,6 +4,7 @@
 //! agent, gate or push. A pass that was interrupted anywhere can simply be run again.
 
 use crate::api::agent::AgentStatus;
+use crate::api::condition;
 use crate::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Epoch, FINALIZER, Uid};
 use crate::api::validate::{ValidAgent, validate};
 use crate::cleanups::Cleanups;
@@ -221,7 +222,7 @@ pub fn error_policy(error: &PassError, failures: u32) -> Next {
 const ENDS_ONLY: Epoch = Epoch(0);
 
 /// With which epoch this controller may act on an agent; `None`: it stands by. Whoever leads may, and besides whoever holds the sandbox of an
-/// agent that has ended or is being deleted: nobody else can look at it, and a kill must not wait for its host to lead.
+/// agent that has ended or is being deleted: nobody else can look at all of it, and a kill must not wait for its host to lead.
 fn authority(ctx: &Context, record: &Record, stored: &AgentStatus) -> Option<Epoch> {
     let is_held_here = stored.installation.is_some() && stored.installation.as_deref() == ctx.world.place();
     let ends = record.metadata.deletion_timestamp.is_some() || ending(stored).is_some();
@@ -259,6 +260,9 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     let mut decided = plan(&desired, &observed, &permit, now);
     debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
     claim(&mut decided.status, ctx.world.place());
+    if epoch == ENDS_ONLY {
+        leave_word(&mut decided.status, &stored);
+    }
     let wrote = store_status(ctx, &mut subject, &stored, &decided).await?;
     if ending(&decided.status).is_some() {
         ctx.world.abandon(&subject.uid);
@@ -326,6 +330,15 @@ fn permit_for(ctx: &Context, subject: &Subject) -> Permit {
 fn claim(status: &mut AgentStatus, place: Option<&str>) {
     if status.attempt > 0 && status.installation.is_none() {
         status.installation = place.map(str::to_owned);
+    }
+}
+
+/// Who leads and who holds the sandbox both look at an agent that is being deleted: why it is not gone one of them says, or the two would
+/// write their words over each other's for ever.
+fn leave_word(status: &mut AgentStatus, stored: &AgentStatus) {
+    let of = |status: &AgentStatus| status.conditions.iter().position(|c| c.type_ == condition::CLEANED_UP && c.status == "False");
+    if let (Some(said), Some(known)) = (of(status), of(stored)) {
+        status.conditions[said] = stored.conditions[known].clone();
     }
 }
 

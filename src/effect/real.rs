@@ -22,14 +22,15 @@ use crate::workspace::{
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use k8s_openapi::jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// How long an agent that was deleted and whose pods were made by another controller waits for that one to take away what it has of it. Longer
-/// than a lease: whatever it had begun has ended by then.
-const ELSEWHERE_PATIENCE: SignedDuration = SignedDuration::from_secs(60);
+/// How long an agent that was deleted and whose pods were made by another controller waits for that one to take away what it has of it, from the
+/// first look here.
+const ELSEWHERE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the real world is made of.
 pub struct RealWorld {
@@ -41,6 +42,8 @@ pub struct RealWorld {
     installation: String,
     /// Highest epoch that was seen: effects of a lower one are refused.
     epoch_seen: AtomicU64,
+    /// Agents of elsewhere that are being deleted: since when that is looked at, and whether pods of theirs were seen.
+    looks_elsewhere: Mutex<BTreeMap<Uid, (Instant, bool)>>,
 }
 
 #[derive(Clone)]
@@ -64,41 +67,61 @@ impl RealWorld {
         installation: String,
     ) -> Self {
         let parts = Parts { store, sandbox, workspaces, stop: Arc::default() };
-        Self { parts: Arc::new(parts), flights, latch, installation, epoch_seen: AtomicU64::new(0) }
+        Self { parts: Arc::new(parts), flights, latch, installation, epoch_seen: AtomicU64::new(0), looks_elsewhere: Mutex::default() }
     }
 
     /// What can be said of an agent whose sandbox and tree are another installation's: nothing, unless it was stored that all of it was seen
-    /// gone. `None`: it is here.
-    fn elsewhere(&self, subject: &Subject) -> Option<Look<()>> {
+    /// gone (`Ok`). `None`: it is here.
+    fn elsewhere(&self, subject: &Subject) -> Option<Result<(), String>> {
         let status = &subject.record.status;
         let other = status["installation"].as_str().filter(|other| *other != self.installation)?;
         let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
         if conditions.iter().any(|c| c["type"] == condition::CLEANED_UP && c["status"] == "True") {
-            return Some(Look::Seen(()));
+            return Some(Ok(()));
         }
-        let why = format!("they are on another host or in another state folder (installation {other}); its controller must lead to look");
-        Some(Look::Unknown(why))
+        let why = format!("it is on another host or in another state folder (installation {other}); only its own controller can look");
+        Some(Err(why))
     }
 
-    /// The same of an agent that is being deleted and whose sandboxes are pods: those are ended from here as well, for its own controller may
-    /// never come back. What is left is that one's to keep and take away, as long as it may be there.
+    /// The same of an agent that is being deleted: its pods are ended from here as well, for its own controller may never come back. What else
+    /// is left is that one's to keep and take away, as long as it may be there. An agent that may have other sandboxes is never let go.
     async fn look_elsewhere(&self, subject: &Subject, why: String) -> (Look<Vec<SandboxSeen>>, Look<Option<WorkspaceSeen>>) {
         let unknown = |why: &str| (Look::Unknown(why.to_owned()), Look::Unknown(why.to_owned()));
-        let has_pods = subject.record.status["sandbox"]["driver"] == "pod";
-        let Some(deleted) = subject.record.metadata.deletion_timestamp.as_ref().filter(|_| has_pods) else { return unknown(&why) };
-        let is_given_up = Timestamp::now().duration_since(deleted.0) > ELSEWHERE_PATIENCE;
-        match self.parts.sandbox.observe_elsewhere(&subject.uid).await {
-            Ok(Some(pods)) if is_given_up => (Look::Seen(pods), Look::Seen(None)),
-            Ok(Some(pods)) if pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_))) => (Look::Seen(pods), Look::Unknown(why)),
-            // What has ended is its own controller's to take away as well, while that may still come.
-            Ok(Some(_)) => {
-                let seconds = ELSEWHERE_PATIENCE.as_secs();
-                let text = format!("nothing of it runs any more; {why}, and has {seconds} s from the deletion to take it away");
-                (Look::Seen(Vec::new()), Look::Unknown(text))
-            }
-            Ok(None) => unknown(&why),
-            Err(error) => unknown(&causes::one_line(&error)),
+        let record = &subject.record;
+        let other = record.status["installation"].as_str().unwrap_or_default();
+        if record.metadata.deletion_timestamp.is_none() {
+            return unknown(&why);
         }
+        let pods = match self.parts.sandbox.observe_elsewhere(&subject.uid, other).await {
+            Ok(Some(pods)) => pods,
+            Ok(None) => return unknown(&why),
+            Err(error) => return unknown(&causes::one_line(&error)),
+        };
+        let (since, had_pods) = self.first_look(&subject.uid, !pods.is_empty());
+        if pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_))) {
+            return (Look::Seen(pods), Look::Unknown(why));
+        }
+        let driver = record.status["sandbox"]["driver"].as_str().or(record.spec["sandbox"]["driver"].as_str());
+        let has_only_pods = driver.filter(|driver| *driver != "auto").map_or(had_pods, |driver| driver == "pod");
+        let seconds = ELSEWHERE_PATIENCE.as_secs();
+        if !has_only_pods {
+            unknown(&why)
+        } else if since.elapsed() < ELSEWHERE_PATIENCE {
+            // What has ended is its own controller's to take away as well, while that may still come.
+            let text = format!("nothing of it runs any more; {why}, and has {seconds} s to take it away");
+            (Look::Seen(Vec::new()), Look::Unknown(text))
+        } else {
+            let text = format!("its tree may still be in the state folder of installation {other}, which did not come within {seconds} s");
+            (Look::Seen(pods), Look::GivenUp(text))
+        }
+    }
+
+    /// Since when this controller looks at an agent of elsewhere that is being deleted, and whether any look has shown pods.
+    fn first_look(&self, uid: &Uid, has_pods: bool) -> (Instant, bool) {
+        let mut looks = self.looks_elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        let look = looks.entry(uid.clone()).or_insert_with(|| (Instant::now(), false));
+        look.1 |= has_pods;
+        *look
     }
 
     /// What says whether an effect is still wanted. A kill counts from the moment that it is noted, also for what waits for its turn.
@@ -130,10 +153,10 @@ impl World for RealWorld {
             // The table first: what ends after this look is seen in the look at the sandboxes, or wakes another pass.
             let (in_flight, outcomes) = self.flights.look(&subject.uid);
             match self.elsewhere(subject) {
-                Some(Look::Seen(())) => {
+                Some(Ok(())) => {
                     return Observed { sandboxes: Look::Seen(Vec::new()), workspace: Look::Seen(None), in_flight, outcomes };
                 }
-                Some(Look::Unknown(why)) => {
+                Some(Err(why)) => {
                     let (sandboxes, workspace) = self.look_elsewhere(subject, why).await;
                     return Observed { sandboxes, workspace, in_flight, outcomes };
                 }
@@ -183,7 +206,10 @@ impl World for RealWorld {
     }
 
     fn forget(&self, uid: &Uid) {
+        // Nothing of it is in flight where it was let go of; it may be where another controller has done that.
+        self.flights.abandon(uid);
         self.flights.forget(uid);
+        self.looks_elsewhere.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
     fn inventory(&self) -> BoxFuture<'_, Result<Inventory, EffectError>> {

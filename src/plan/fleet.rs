@@ -135,7 +135,7 @@ pub fn place(status: &AgentStatus) -> Place {
     }
 }
 
-/// The same, seen from an installation: what another one has begun can only be ended there.
+/// The same, seen from an installation: what another one has begun goes on there alone.
 #[must_use]
 pub fn place_seen_from(installation: Option<&str>, status: &AgentStatus) -> Place {
     let is_elsewhere = installation.zip(status.installation.as_deref()).is_some_and(|(here, there)| here != there);

@@ -82,7 +82,7 @@ fn check_action(desired: &Desired<'_>, observed: &Observed, permit: &Permit, pla
         }
         Action::RemoveSandbox { run } => {
             let alive = |look: &Look<Vec<_>>| match look {
-                Look::Unknown(_) => true,
+                Look::Unknown(_) | Look::GivenUp(_) => true,
                 Look::Seen(all) => {
                     all.iter().any(|s: &crate::plan::observed::SandboxSeen| s.run == *run && !matches!(s.state, SandboxState::Ended(_)))
                 }
@@ -92,7 +92,8 @@ fn check_action(desired: &Desired<'_>, observed: &Observed, permit: &Permit, pla
         Action::RemoveFinalizer => {
             rule(desired.deleting.is_some(), "of a record that stays");
             rule(no_sandbox(observed) && observed.in_flight.is_empty(), "before everything was seen gone");
-            rule(observed.workspace == Look::Seen(None), "before the tree was seen gone");
+            let is_gone = matches!(observed.workspace, Look::Seen(None) | Look::GivenUp(_));
+            rule(is_gone, "before the tree was seen gone, or given up");
             rule(plan.actions.last() == Some(action), "is not the last action");
         }
         Action::DeleteRecord => rule(ended, "deletes a record that has not ended"),

@@ -55,7 +55,7 @@ pub(super) fn live(plan: &mut Plan, desired: &Desired<'_>, agent: &ValidAgent, o
     }
     let Look::Seen(sandboxes) = &observed.sandboxes else {
         // Nothing can be decided on a look that failed; come back soon.
-        let Look::Unknown(why) = &observed.sandboxes else { return };
+        let (Look::Unknown(why) | Look::GivenUp(why)) = &observed.sandboxes else { return };
         plan.wait(reason::CANNOT_OBSERVE, format!("could not look at the sandboxes: {why}"));
         return plan.requeue(crate::plan::TEARDOWN_RETRY);
     };
@@ -460,7 +460,7 @@ fn submitted(plan: &mut Plan, step: &Step<'_>) -> bool {
             plan.act(Action::TakeSnapshot { attempt, base }, step.observed, step.now, reason::TAKING_SNAPSHOT);
         }
         (None, _) => match &step.observed.workspace {
-            Look::Unknown(why) => {
+            Look::Unknown(why) | Look::GivenUp(why) => {
                 plan.wait(reason::CANNOT_OBSERVE, format!("could not look at the tree: {why}"));
                 plan.requeue(crate::plan::TEARDOWN_RETRY);
             }

@@ -1,4 +1,4 @@
-//! What was seen of one agent: `Unknown` (could not look) differs from `Seen` (looked, and this is all there is).
+//! What was seen of one agent: `Unknown` (could not look) differs from `Seen` (looked, and this is all there is) and from `GivenUp`.
 
 use crate::api::agent::{Driver, GateDefinition};
 use crate::api::names::{Branch, CommitId, RunId, Uid};
@@ -13,6 +13,8 @@ pub enum Look<T> {
     Unknown(String),
     /// Looked.
     Seen(T),
+    /// Could not look, and it is waited for no longer: whose it is does not come back. Where it may still be.
+    GivenUp(String),
 }
 
 /// Everything that was seen of one agent in this pass.

@@ -13,6 +13,9 @@ use crate::plan::{Desired, Plan};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 
+/// What the condition says once everything was seen gone.
+pub const SEEN_GONE: &str = "sandboxes and tree were seen gone";
+
 /// The record is being deleted: this is the kill switch.
 pub(super) fn deleted(plan: &mut Plan, desired: &Desired<'_>, observed: &Observed, how: &str, now: Timestamp) {
     latch_killed(plan, &format!("ended by {how}"), now);
@@ -49,7 +52,14 @@ pub(super) fn clear(plan: &mut Plan, desired: &Desired<'_>, observed: &Observed,
     if !clear_sandboxes(plan, observed, now) || !clear_workspace(plan, desired, observed, now) {
         return false;
     }
-    condition::set(&mut plan.status.conditions, condition::CLEANED_UP, true, reason::MET, "sandboxes and tree were seen gone", now);
+    if condition::is_true(&plan.status.conditions, condition::CLEANED_UP) {
+        return true;
+    }
+    let text = match &observed.workspace {
+        Look::GivenUp(why) => format!("its sandboxes were seen gone; {why}"),
+        Look::Seen(_) | Look::Unknown(_) => SEEN_GONE.to_owned(),
+    };
+    condition::set(&mut plan.status.conditions, condition::CLEANED_UP, true, reason::MET, &text, now);
     true
 }
 
@@ -86,6 +96,7 @@ fn clear_workspace(plan: &mut Plan, desired: &Desired<'_>, observed: &Observed, 
             cannot_observe(plan, "the tree", &observed.workspace);
             return false;
         }
+        Look::GivenUp(_) => return true,
         Look::Seen(workspace) => workspace,
     };
     if workspace.is_none() {
@@ -141,7 +152,7 @@ fn take_cleanup_outcomes(plan: &mut Plan, observed: &Observed, now: Timestamp) {
 }
 
 fn cannot_observe<T>(plan: &mut Plan, what: &str, look: &Look<T>) {
-    if let Look::Unknown(why) = look {
+    if let Look::Unknown(why) | Look::GivenUp(why) = look {
         plan.wait(reason::CANNOT_OBSERVE, format!("could not look at {what}: {why}"));
         plan.requeue(crate::plan::TEARDOWN_RETRY);
     }

@@ -62,14 +62,14 @@ pub struct DockerConfig {
     pub image: String,
     /// Folders of tools that every container sees, read-only: those that the operator named.
     pub tool_roots: Vec<ToolRoot>,
-    /// Most starts at once: three for each core took the least time for ten at once; what is more only makes each of them longer.
+    /// Most starts at once.
     pub starts_max: usize,
 }
 
 impl Default for DockerConfig {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self { host: None, image: IMAGE_DEFAULT.to_owned(), tool_roots: Vec::new(), starts_max: 3 * cores }
+        Self { host: None, image: IMAGE_DEFAULT.to_owned(), tool_roots: Vec::new(), starts_max: 2 * cores }
     }
 }
 

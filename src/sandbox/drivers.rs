@@ -213,9 +213,13 @@ impl Sandbox for Drivers {
         Box::pin(self.blocking(look))
     }
 
-    fn observe_elsewhere<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<Option<Vec<SandboxSeen>>, SandboxError>> {
-        let uid = uid.clone();
-        Box::pin(self.blocking(move |inner| inner.pods.elsewhere(&uid)))
+    fn observe_elsewhere<'a>(
+        &'a self,
+        uid: &'a Uid,
+        installation: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Vec<SandboxSeen>>, SandboxError>> {
+        let (uid, installation) = (uid.clone(), installation.to_owned());
+        Box::pin(self.blocking(move |inner| inner.pods.elsewhere(&uid, &installation)))
     }
 
     fn stop<'a>(&'a self, run: &'a RunId) -> BoxFuture<'a, Result<(), SandboxError>> {

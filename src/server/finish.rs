@@ -14,6 +14,7 @@ use crate::api::names::{ANNOTATION_ENDED_BY, AgentName, Namespace, Uid};
 use crate::kill::latch::Note;
 use crate::kill::receipt::{KillRequest, Receipt, Receipts, Verdict};
 use crate::kill::record::{is_meant, record};
+use crate::plan::teardown::SEEN_GONE;
 use crate::store::{Key, Kind, Record, StoreError, WatchEvent};
 use axum::Json;
 use axum::extract::State;
@@ -176,8 +177,8 @@ async fn await_end(state: &ServerState, last: &Record, uid: &Uid, started: Insta
         let present = state.store.get(&key).await?.filter(|r| r.metadata.uid.as_deref() == Some(uid.as_str()));
         let Some(record) = present else { return gone(state, last, uid, started).await };
         let view = AgentView::of(&record);
-        if let Some(message) = is_seen_gone(&view) {
-            return Ok(ending(&view, true, started, message.to_owned()));
+        if let Some(message) = seen_gone(&view) {
+            return Ok(ending(&view, true, started, message));
         }
         if started.elapsed() + LAST_LOOK >= END_TIME_MAX || state.closing.is_cancelled() {
             return Ok(not_seen_gone(&view, started));
@@ -187,9 +188,11 @@ async fn await_end(state: &ServerState, last: &Record, uid: &Uid, started: Insta
     }
 }
 
-fn is_seen_gone(view: &AgentView) -> Option<&'static str> {
+/// What is to be said of one that was killed and is gone; `None`: that was not seen.
+fn seen_gone(view: &AgentView) -> Option<String> {
     let is_gone = view.has_condition(condition::KILLED) && view.has_condition(condition::CLEANED_UP);
-    is_gone.then_some("killed; everything of it was seen gone")
+    let said = view.said_of(condition::CLEANED_UP).filter(|said| *said != SEEN_GONE);
+    is_gone.then(|| format!("killed; {}", said.unwrap_or("everything of it was seen gone")))
 }
 
 fn not_seen_gone(view: &AgentView, started: Instant) -> Ending {
@@ -202,12 +205,15 @@ fn not_seen_gone(view: &AgentView, started: Instant) -> Ending {
 async fn gone(state: &ServerState, last: &Record, uid: &Uid, started: Instant) -> Result<Ending, Problem> {
     let past = state.store.history(Some(uid.as_str()), 1).await?;
     let record = past.into_iter().find(|r| r.metadata.uid.as_deref() == Some(uid.as_str()));
-    let view = AgentView::of(record.as_ref().unwrap_or(last));
-    let message = match view.state.as_str() {
-        "killed" => "killed; everything of it was seen gone",
-        _ => "the record is gone, and everything that it owned",
-    };
-    Ok(ending(&view, true, started, message.to_owned()))
+    Ok(deleted(&AgentView::of(record.as_ref().unwrap_or(last)), started))
+}
+
+fn deleted(view: &AgentView, started: Instant) -> Ending {
+    let message = seen_gone(view).unwrap_or_else(|| match view.state.as_str() {
+        "killed" => "killed; everything of it was seen gone".to_owned(),
+        _ => "the record is gone, and everything that it owned".to_owned(),
+    });
+    ending(view, true, started, message)
 }
 
 /// `POST /agents/kill-all`: engages a halt, kills everything, deletes every agent that is not finished, and says of each what was seen.
@@ -235,15 +241,14 @@ pub async fn kill_all(State(state): Ctx, OptionalJsonBody(body): OptionalJsonBod
         Ok((live, from)) => (live.into_iter().map(Last::Open).collect(), from, None),
         Err(problem) => (Vec::new(), 0, Some(format!("the store is not told yet ({}); nothing starts until it is", problem.detail))),
     };
-    let trouble = follow(&state, &mut live, from, started).await.err().map(Problem::from);
+    let trouble = follow(&state, &mut live, from, started).await;
     let mut open: Vec<Receipt> = receipts.agents;
     let ends = live.iter().map(|last| {
         let uid = last.record().metadata.uid.clone().unwrap_or_default();
         let receipt = open.iter().position(|receipt| receipt.agent_id.as_str() == uid).map(|index| open.swap_remove(index));
-        end_of_all(&state, last, trouble.as_ref(), receipt, started)
+        end_of_all(last, trouble.as_deref(), receipt, started)
     });
-    let ends: Vec<_> = ends.collect();
-    let mut agents = futures::future::join_all(ends).await;
+    let mut agents: Vec<Ending> = ends.collect();
     if warning.is_none() {
         // They had ended before, and only their trees were left.
         open.retain(|receipt| receipt.runs > 0);
@@ -282,60 +287,75 @@ enum Last {
 }
 
 impl Last {
+    fn of(record: Record) -> Self {
+        if seen_gone(&AgentView::of(&record)).is_some() { Self::SeenGone(record) } else { Self::Open(record) }
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self, Self::Open(_))
+    }
+
     fn record(&self) -> &Record {
         let (Self::Open(record) | Self::SeenGone(record) | Self::Deleted(record)) = self;
         record
     }
 }
 
-/// Follows many until none is open, or the time is over. By one watch: a store elsewhere has enough to do with their ends.
-async fn follow(state: &ServerState, all: &mut [Last], from: u64, started: Instant) -> Result<(), StoreError> {
-    let is_open = |last: &Last| matches!(last, Last::Open(_));
-    if !all.iter().any(is_open) {
-        return Ok(());
-    }
-    let silent = || StoreError::Unavailable { what: "the watch of the agents ended".to_owned(), source: None };
+/// Follows many until none is open, or the time is over. By one watch: a store elsewhere has enough to do with their ends. Returns why they
+/// cannot be followed at the moment.
+async fn follow(state: &ServerState, all: &mut [Last], mut from: u64, started: Instant) -> Option<String> {
+    let mut trouble = None;
     let work = async {
-        let mut watch = state.store.watch(Kind::Agent, from).await?;
-        while all.iter().any(is_open) {
-            let event = watch.next().await.unwrap_or_else(|| Err(silent()))?;
-            let (record, is_deleted) = match event {
-                WatchEvent::Applied(record) => (record, false),
-                WatchEvent::Deleted(record) => (record, true),
-                WatchEvent::Bookmark(_) => continue,
-            };
-            let Some(last) = all.iter_mut().find(|last| last.record().metadata.uid == record.metadata.uid) else { continue };
-            *last = match is_seen_gone(&AgentView::of(&record)) {
-                _ if is_deleted => Last::Deleted(record),
-                Some(_) => Last::SeenGone(record),
-                None => Last::Open(record),
-            };
+        while let Err(error) = watch_ends(state, all, from).await {
+            trouble = Some(crate::causes::one_line(&error));
+            tokio::time::sleep(LOOK_PAUSE * 5).await;
+            let Ok((present, version)) = state.store.list(Kind::Agent).await else { continue };
+            (from, trouble) = (version, None);
+            for last in all.iter_mut().filter(|last| last.is_open()) {
+                let found = present.iter().find(|record| record.metadata.uid == last.record().metadata.uid);
+                *last = found.map_or_else(|| Last::Deleted(last.record().clone()), |record| Last::of(record.clone()));
+            }
         }
-        Ok(())
     };
     let left = END_TIME_MAX.saturating_sub(LAST_LOOK).saturating_sub(started.elapsed());
     tokio::select! {
-        followed = work => followed,
-        () = tokio::time::sleep(left) => Ok(()),
-        () = state.closing.cancelled() => Ok(()),
+        () = work => {}
+        () = tokio::time::sleep(left) => {}
+        () = state.closing.cancelled() => {}
     }
+    trouble
+}
+
+/// Follows from a version until none is open.
+async fn watch_ends(state: &ServerState, all: &mut [Last], from: u64) -> Result<(), StoreError> {
+    if !all.iter().any(Last::is_open) {
+        return Ok(());
+    }
+    let mut watch = state.store.watch(Kind::Agent, from).await?;
+    while all.iter().any(Last::is_open) {
+        let over = || StoreError::Unavailable { what: "the watch of the agents ended".to_owned(), source: None };
+        let told = match watch.next().await.unwrap_or_else(|| Err(over()))? {
+            WatchEvent::Applied(record) => Last::of(record),
+            WatchEvent::Deleted(record) => Last::Deleted(record),
+            WatchEvent::Bookmark(_) => continue,
+        };
+        if let Some(last) = all.iter_mut().find(|last| last.record().metadata.uid == told.record().metadata.uid) {
+            *last = told;
+        }
+    }
+    Ok(())
 }
 
 /// One agent that cannot be ended must not hide what became of the others.
-async fn end_of_all(state: &ServerState, last: &Last, trouble: Option<&Problem>, receipt: Option<Receipt>, started: Instant) -> Ending {
-    let record = last.record();
-    let told = match (last, Uid::new(record.metadata.uid.clone().unwrap_or_default()), trouble) {
-        (Last::Deleted(_), Ok(uid), _) => in_time(state, started, gone(state, record, &uid, started)).await,
-        (_, Err(_), _) => Err(Problem::internal()),
-        (Last::Open(_), _, Some(problem)) => Err(problem.clone()),
-        (Last::SeenGone(_) | Last::Open(_), ..) => {
-            let view = AgentView::of(record);
-            Ok(is_seen_gone(&view).map_or_else(|| not_seen_gone(&view, started), |text| ending(&view, true, started, text.to_owned())))
+fn end_of_all(last: &Last, trouble: Option<&str>, receipt: Option<Receipt>, started: Instant) -> Ending {
+    let view = AgentView::of(last.record());
+    match (last, trouble, receipt) {
+        (Last::Deleted(_), _, receipt) => with_receipt(deleted(&view, started), receipt),
+        (Last::Open(_), Some(why), Some(receipt)) => Ending::of_receipt(receipt, millis_since(started), why),
+        (Last::Open(_), Some(why), None) => ending(&view, false, started, format!("failed: {why}")),
+        (Last::SeenGone(_) | Last::Open(_), _, receipt) => {
+            let said = seen_gone(&view).map_or_else(|| not_seen_gone(&view, started), |text| ending(&view, true, started, text));
+            with_receipt(said, receipt)
         }
-    };
-    match (told, receipt) {
-        (Ok(ending), receipt) => with_receipt(ending, receipt),
-        (Err(problem), Some(receipt)) => Ending::of_receipt(receipt, millis_since(started), &problem.detail),
-        (Err(problem), None) => ending(&AgentView::of(record), false, started, format!("failed: {}", problem.detail)),
     }
 }

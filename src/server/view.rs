@@ -101,8 +101,14 @@ impl AgentView {
     /// Why not everything of it was seen gone, if that is known.
     #[must_use]
     pub fn why_not_gone(&self) -> Option<&str> {
+        self.said_of(condition::CLEANED_UP).filter(|_| !self.has_condition(condition::CLEANED_UP))
+    }
+
+    /// What a condition of that type says.
+    #[must_use]
+    pub fn said_of(&self, type_: &str) -> Option<&str> {
         let conditions = self.object["status"]["conditions"].as_array()?;
-        conditions.iter().find(|c| c["type"] == condition::CLEANED_UP && c["status"] == "False")?["message"].as_str()
+        conditions.iter().find(|c| c["type"] == type_)?["message"].as_str()
     }
 }
 

@@ -156,7 +156,7 @@ impl World for FakeWorld {
             pause().await;
             self.with(Truth::sweep_containers);
             self.with(|truth| match truth.look_sandboxes(None) {
-                Look::Unknown(why) => Err(EffectError::Failed(why)),
+                Look::Unknown(why) | Look::GivenUp(why) => Err(EffectError::Failed(why)),
                 Look::Seen(sandboxes) => {
                     let trees = truth.bodies.iter().filter(|(_, body)| body.tree.is_some());
                     let workspaces = trees.map(|(uid, body)| (uid.clone(), body.name.clone())).collect();

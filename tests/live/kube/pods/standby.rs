@@ -1,9 +1,9 @@
 //! Several controllers on one cluster, each with a state folder and a link of its own, and agents in pods.
 
 use super::kills::{cleaned_up, kill, repository, running};
-use super::{assert_no_objects_left, processes, with_pods};
+use super::{assert_no_objects_left, pods, processes, with_pods};
 use crate::controllers::{self, says, wait_until};
-use crate::harness::program;
+use crate::harness::{program, task};
 use crate::kube::standby::ended_versions;
 use serde_json::json;
 use std::time::Duration;
@@ -27,6 +27,11 @@ fn whoever_leads_next_ends_what_one_has_left_that_never_comes_back() {
     let [mut first, mut second] = [(); 2].map(|()| place.start(&[]));
     let remote = repository(&first);
     let mark = format!("left-{}-end", std::process::id());
+    // One whose pod never comes, of which no record says that it is one.
+    let mut absent = task(&remote, "absent", "true");
+    absent["sandbox"] = json!({ "image": "mosaic-test-absent:1" });
+    let coming = first.spawn(&absent);
+    wait_until("its pod", Duration::from_secs(10), || !pods(&cluster, &runtime).is_empty());
     let uid = running(&first, &remote, &mark);
     let name = first.object(&uid)["metadata"]["name"].as_str().unwrap().to_owned();
     first.sigkill();
@@ -34,6 +39,8 @@ fn whoever_leads_next_ends_what_one_has_left_that_never_comes_back() {
     let (answer, gone_after) = kill(&second, &uid, &mark);
     println!("killed by the next leader: process gone after {gone_after} ms: {answer:?}");
     assert!(gone_after <= 3000, "{gone_after} ms");
+    let (code, coming_answer) = second.call("POST", &format!("/agents/{coming}/kill"), Some(&json!({})));
+    assert_eq!((code, &coming_answer["verified"]), (202, &json!(false)), "{coming_answer}");
     // Its tree and what was not pushed are with the one that is gone, which gets its time.
     assert_eq!((answer.0, &answer.1["verified"]), (202, &json!(false)), "{}", answer.1);
     let object = second.object(&uid);
@@ -45,6 +52,11 @@ fn whoever_leads_next_ends_what_one_has_left_that_never_comes_back() {
     let gone = wait_until("the record goes", Duration::from_secs(120), || runtime.block_on(cluster.agent(&name)).is_none());
     println!("record gone after {gone:?} more");
     assert!(gone > Duration::from_secs(30));
+    assert!(
+        third.object(&uid).to_string().contains("its tree may still be in the state folder of installation"),
+        "{:#}",
+        third.object(&uid)
+    );
     assert_no_objects_left(&cluster, &runtime);
     assert!(remote.agent_refs().is_empty());
 
