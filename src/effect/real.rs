@@ -28,8 +28,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long an agent that was deleted and whose pods were made by another controller waits for that one to take away what it has of it, from the
-/// first look here.
+/// How long an agent that was deleted and whose pods were made by another controller waits for that one to take away what it has of it, from when
+/// they were seen to have ended.
 const ELSEWHERE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the real world is made of.
@@ -42,7 +42,7 @@ pub struct RealWorld {
     installation: String,
     /// Highest epoch that was seen: effects of a lower one are refused.
     epoch_seen: AtomicU64,
-    /// Agents of elsewhere that are being deleted: since when that is looked at, and whether pods of theirs were seen.
+    /// Agents of elsewhere that are being deleted: since when nothing of theirs was seen alive, and whether pods of theirs ever were.
     looks_elsewhere: Mutex<BTreeMap<Uid, (Instant, bool)>>,
 }
 
@@ -97,8 +97,9 @@ impl RealWorld {
             Ok(None) => return unknown(&why),
             Err(error) => return unknown(&causes::one_line(&error)),
         };
-        let (since, had_pods) = self.first_look(&subject.uid, !pods.is_empty());
-        if pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_))) {
+        let lives = pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_)));
+        let (since, had_pods) = self.look_of(&subject.uid, !pods.is_empty(), lives);
+        if lives {
             return (Look::Seen(pods), Look::Unknown(why));
         }
         let driver = record.status["sandbox"]["driver"].as_str().or(record.spec["sandbox"]["driver"].as_str());
@@ -116,11 +117,14 @@ impl RealWorld {
         }
     }
 
-    /// Since when this controller looks at an agent of elsewhere that is being deleted, and whether any look has shown pods.
-    fn first_look(&self, uid: &Uid, has_pods: bool) -> (Instant, bool) {
+    /// Since when this controller has seen nothing live of an agent of elsewhere that is being deleted, and whether any look has shown pods.
+    fn look_of(&self, uid: &Uid, has_pods: bool, lives: bool) -> (Instant, bool) {
         let mut looks = self.looks_elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
         let look = looks.entry(uid.clone()).or_insert_with(|| (Instant::now(), false));
         look.1 |= has_pods;
+        if lives {
+            look.0 = Instant::now();
+        }
         *look
     }
 
