@@ -203,6 +203,15 @@ pub fn wanted<T: std::str::FromStr>(name: &str, usual: T) -> T {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
+/// Unmounts. For a moment any process that is just being started anywhere holds what this one has open.
+pub fn unmount(target: &Path) {
+    eventually("the unmount", || match rustix::mount::unmount(target, rustix::mount::UnmountFlags::NOFOLLOW) {
+        Ok(()) => true,
+        Err(rustix::io::Errno::BUSY) => false,
+        Err(error) => panic!("{}: {error}", target.display()),
+    });
+}
+
 /// Waits until something is so.
 pub fn eventually(what: &str, holds: impl Fn() -> bool) {
     let started = Instant::now();

@@ -1,6 +1,7 @@
 //! Trees: laid out, mounted again, given to gates, removed.
 
 use super::fixture::*;
+use crate::e2e::harness::unmount;
 use mosaic::api::names::Attempt;
 use mosaic::workspace::*;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -112,7 +113,7 @@ fn after_a_reboot_the_tree_is_mounted_again_with_its_changes() {
     write(&paths.tree.join("src/main.txt"), "changed\n");
     std::fs::remove_file(paths.tree.join("README.md")).unwrap();
     let before = world.candidate(1, &base);
-    assert!(Command::new("umount").arg(&paths.tree).status().unwrap().success());
+    unmount(&paths.tree);
     // Another boot, after a loss of power that emptied a file of the shared checkout.
     let hash = std::fs::read_dir(world.state.join("checkouts")).unwrap().next().unwrap().unwrap().path();
     std::fs::write(hash.join(base.as_str()).join("boot"), "before").unwrap();
@@ -208,7 +209,7 @@ fn trees_of_gates_go_before_the_tree_that_is_looked_for() {
     rustix::mount::mount("test", &stuck, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
     assert!(world.ws.remove(&uid(1)).is_err());
     assert!(world.ws.observe_tree(&uid(1)).unwrap().is_some(), "the agent counts as cleaned up, and a gate's tree is left");
-    rustix::mount::unmount(&stuck, rustix::mount::UnmountFlags::empty()).unwrap();
+    unmount(&stuck);
     world.ws.remove(&uid(1)).unwrap();
     assert!(world.ws.observe_tree(&uid(1)).unwrap().is_none());
     assert_eq!(world.ws.inventory().unwrap().gate_trees, Vec::new());

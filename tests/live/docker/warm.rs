@@ -4,6 +4,7 @@ use super::crash::{alive, settle};
 use super::{Host, clean};
 use crate::contract::{Subject, ended, seen, until};
 use crate::engine::engine;
+use crate::harness::unmount;
 use mosaic::api::names::{Attempt, CommitId, GateName, Role};
 use mosaic::api::validate::LIMITS_DEFAULT;
 use mosaic::kill::Killer;
@@ -14,7 +15,7 @@ use mosaic::sandbox::docker::DockerConfig;
 use mosaic::sandbox::docker::engine::Engine;
 use mosaic::sandbox::docker::host::own_container;
 use mosaic::sandbox::{Drivers, RunSpec, SANDBOX_UID, Sandbox, SandboxConfig, SandboxIds};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -158,7 +159,7 @@ async fn overlay_tree_is_worked_on_in_a_prepared_container_and_unmounted_after_i
     assert_eq!(fs::read_to_string(spec.tree.join("renamed/file")).unwrap(), "changed\n");
     assert_eq!(fs::read_to_string(lower.join("folder/file")).unwrap(), "before");
     // Nothing in the container holds it.
-    rustix::mount::unmount(&spec.tree, UnmountFlags::NOFOLLOW).unwrap();
+    unmount(&spec.tree);
     sandbox.end_prepared();
     clean(&host, &sandbox, &engine).await;
 }
