@@ -303,7 +303,7 @@ fn ran(plan: &mut Plan, step: &Step<'_>) -> bool {
                     }
                 }
                 SandboxState::Running { last_sign_at, progress, .. } => running(plan, step, seen, *last_sign_at, progress.as_ref()),
-                SandboxState::Ended(end) => ended(plan, step, end),
+                SandboxState::Ended(end) => ended(plan, step, seen, end),
             }
         }
     }
@@ -343,8 +343,12 @@ fn take_worktree(plan: &mut Plan, step: &Step<'_>) {
     }
 }
 
+fn sandbox_status(seen: &SandboxSeen) -> SandboxStatus {
+    SandboxStatus { driver: seen.driver, id: seen.id.clone(), isolation: seen.isolation.clone() }
+}
+
 fn running(plan: &mut Plan, step: &Step<'_>, seen: &SandboxSeen, sign: Timestamp, progress: Option<&(Option<f64>, Option<String>)>) {
-    plan.status.sandbox = Some(SandboxStatus { driver: seen.driver, id: seen.id.clone(), isolation: seen.isolation.clone() });
+    plan.status.sandbox = Some(sandbox_status(seen));
     if let Some((fraction, message)) = progress {
         plan.status.progress = Some(ProgressStatus { fraction: *fraction, message: message.clone() });
     }
@@ -362,7 +366,7 @@ fn running(plan: &mut Plan, step: &Step<'_>, seen: &SandboxSeen, sign: Timestamp
 }
 
 /// The agent's run has ended: takes in how.
-fn ended(plan: &mut Plan, step: &Step<'_>, end: &RunEnd) {
+fn ended(plan: &mut Plan, step: &Step<'_>, seen: &SandboxSeen, end: &RunEnd) {
     let (exit_code, signal) = match &end.cause {
         EndCause::Exited(code) => (Some(*code), None),
         EndCause::Signaled(signal) => (None, Some(*signal)),
@@ -419,7 +423,8 @@ fn ended(plan: &mut Plan, step: &Step<'_>, end: &RunEnd) {
     if plan.status.between_attempts && ending(&plan.status).is_none() {
         plan.status.sandbox = None;
     } else {
-        plan.status.sandbox.get_or_insert_with(SandboxStatus::default);
+        // One that ended before a pass saw it run.
+        plan.status.sandbox.get_or_insert_with(|| sandbox_status(seen));
     }
     plan.status.run = Some(run);
 }

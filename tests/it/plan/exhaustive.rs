@@ -36,7 +36,7 @@ fn sandboxes() -> Vec<Look<Vec<SandboxSeen>>> {
 }
 
 fn workspaces() -> Vec<Look<Option<WorkspaceSeen>>> {
-    vec![Look::Seen(None), Look::Seen(tree()), Look::Unknown("no answer".into())]
+    vec![Look::Seen(None), Look::Seen(tree()), Look::Unknown("no answer".into()), Look::GivenUp("it is elsewhere".into())]
 }
 
 fn ensure() -> Action {

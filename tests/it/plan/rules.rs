@@ -391,3 +391,38 @@ fn a_failed_look_makes_and_ends_nothing() {
         assert_eq!(names(&facts.plan()), Vec::<&str>::new(), "{stage:?}");
     }
 }
+
+#[test]
+fn an_agent_that_ended_before_anybody_saw_it_run_says_where_it_ran() {
+    let end = ended(agent_run(1), EndCause::Exited(0));
+    let (driver, id) = (end.driver, end.id.clone());
+    let plan = Facts::new(status(Stage::Begun), observed(vec![end], tree())).plan();
+    let sandbox = plan.status.sandbox.expect("it is told");
+    assert_eq!((sandbox.driver, sandbox.id), (driver, id));
+}
+
+#[test]
+fn a_tree_that_was_given_up_holds_no_record_and_is_not_called_gone() {
+    let mut facts = Facts::new(status(Stage::Begun), observed(vec![running(agent_run(1), 1)], None));
+    facts.observed.workspace = Look::GivenUp("its tree may still be elsewhere".into());
+    facts.deleting = Some("kill");
+    assert_eq!(names(&facts.plan()), ["StopSandbox"], "what runs is not given up");
+    facts.observed.sandboxes = Look::Seen(vec![]);
+    let plan = facts.plan();
+    assert_eq!(names(&plan), ["Archive", "RemoveFinalizer"]);
+    let said = condition::get(&plan.status.conditions, condition::CLEANED_UP).unwrap().message.clone();
+    assert_eq!(said, "its sandboxes were seen gone; its tree may still be elsewhere");
+}
+
+#[test]
+fn a_death_that_nobody_has_seen_is_told_beside_the_end() {
+    let stop = Action::StopSandbox { run: agent_run(1) };
+    let seen = observed(vec![running(agent_run(1), 1)], tree());
+    let mut facts = Facts::new(status(Stage::Begun), with_outcome(seen, stop, infrastructure()));
+    facts.deleting = Some("kill");
+    let plan = facts.plan();
+    assert_eq!(ending(&plan.status), Some(Ending::Killed));
+    let gone = condition::get(&plan.status.conditions, condition::CLEANED_UP).expect("it is told");
+    assert_eq!(gone.status, "False");
+    assert!(!gone.message.is_empty() && gone.reason != reason::CLEANING_UP, "{gone:?}");
+}

@@ -34,6 +34,7 @@ fn whoever_leads_next_ends_what_one_has_left_that_never_comes_back() {
     wait_until("its pod", Duration::from_secs(10), || !pods(&cluster, &runtime).is_empty());
     let uid = running(&first, &remote, &mark);
     let name = first.object(&uid)["metadata"]["name"].as_str().unwrap().to_owned();
+    let coming_name = first.object(&coming)["metadata"]["name"].as_str().unwrap().to_owned();
     first.sigkill();
     wait_until("the other one takes over", Duration::from_secs(10), || says(&second, "this controller leads"));
     let (answer, gone_after) = kill(&second, &uid, &mark);
@@ -49,7 +50,8 @@ fn whoever_leads_next_ends_what_one_has_left_that_never_comes_back() {
     // Whoever finishes that need not be who has begun it.
     second.sigkill();
     let mut third = place.start(&[]);
-    let gone = wait_until("the record goes", Duration::from_secs(120), || runtime.block_on(cluster.agent(&name)).is_none());
+    let is_gone = |name: &str| runtime.block_on(cluster.agent(name)).is_none();
+    let gone = wait_until("the records go", Duration::from_secs(120), || is_gone(&name) && is_gone(&coming_name));
     println!("record gone after {gone:?} more");
     assert!(gone > Duration::from_secs(30));
     assert!(
@@ -62,8 +64,10 @@ fn whoever_leads_next_ends_what_one_has_left_that_never_comes_back() {
 
     // Should it come back after all, it begins nothing, and takes away what it has once it leads and somebody has said that the pod ended.
     first.up();
-    let said = program().args(["kill", &name, "--node-is-gone", "--state"]).arg(first.state()).output().unwrap();
-    assert!(said.status.success(), "{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    for name in [&name, &coming_name] {
+        let said = program().args(["kill", name, "--node-is-gone", "--state"]).arg(first.state()).output().unwrap();
+        assert!(said.status.success(), "{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    }
     third.sigterm();
     first.assert_nothing_left();
     assert_eq!(processes(&mark), 0);
