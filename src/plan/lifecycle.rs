@@ -3,7 +3,7 @@
 //! Each step acts only on stored facts or on what is observed now; what it starts is seen in a later pass. `live` walks the steps in
 //! order and stops at the first that is not done.
 
-use crate::api::agent::{AgentStatus, GateStatus, ProgressStatus, RunStatus, SandboxStatus, Verdict};
+use crate::api::agent::{AgentStatus, GateStatus, ProgressStatus, RunStatus, Verdict};
 use crate::api::condition::{self, reason};
 use crate::api::names::{Attempt, CommitId, GateName, Role, RunId};
 use crate::api::validate::{ValidAgent, ValidRuntime};
@@ -343,12 +343,8 @@ fn take_worktree(plan: &mut Plan, step: &Step<'_>) {
     }
 }
 
-fn sandbox_status(seen: &SandboxSeen) -> SandboxStatus {
-    SandboxStatus { driver: seen.driver, id: seen.id.clone(), isolation: seen.isolation.clone() }
-}
-
 fn running(plan: &mut Plan, step: &Step<'_>, seen: &SandboxSeen, sign: Timestamp, progress: Option<&(Option<f64>, Option<String>)>) {
-    plan.status.sandbox = Some(sandbox_status(seen));
+    plan.status.sandbox = Some(seen.status());
     if let Some((fraction, message)) = progress {
         plan.status.progress = Some(ProgressStatus { fraction: *fraction, message: message.clone() });
     }
@@ -423,8 +419,7 @@ fn ended(plan: &mut Plan, step: &Step<'_>, seen: &SandboxSeen, end: &RunEnd) {
     if plan.status.between_attempts && ending(&plan.status).is_none() {
         plan.status.sandbox = None;
     } else {
-        // One that ended before a pass saw it run.
-        plan.status.sandbox.get_or_insert_with(|| sandbox_status(seen));
+        plan.status.sandbox.get_or_insert_with(|| seen.status());
     }
     plan.status.run = Some(run);
 }

@@ -1,6 +1,6 @@
 //! What was seen of one agent: `Unknown` (could not look) differs from `Seen` (looked, and this is all there is) and from `GivenUp`.
 
-use crate::api::agent::{Driver, GateDefinition};
+use crate::api::agent::{Driver, GateDefinition, SandboxStatus};
 use crate::api::names::{Branch, CommitId, RunId, Uid};
 use crate::plan::action::ActionId;
 use k8s_openapi::jiff::Timestamp;
@@ -45,6 +45,14 @@ pub struct SandboxSeen {
     pub state: SandboxState,
     /// What goes on while it is made, where that can take long: an image is pulled.
     pub doing: Option<String>,
+}
+
+impl SandboxSeen {
+    /// What a record says of it.
+    #[must_use]
+    pub fn status(&self) -> SandboxStatus {
+        SandboxStatus { driver: self.driver, id: self.id.clone(), isolation: self.isolation.clone() }
+    }
 }
 
 /// Where a sandbox is.
