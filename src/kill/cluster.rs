@@ -12,7 +12,7 @@ use crate::sandbox::docker::engine::container_name;
 use crate::sandbox::docker::labels;
 use crate::sandbox::folder::MadeContainer;
 use crate::sandbox::pod::cluster::{Cluster, Object};
-use crate::sandbox::pod::{FILE_NODE_GONE, has_ended, place_of, run_of, selector};
+use crate::sandbox::pod::{FILE_NODE_GONE, has_ended, key_of, place_of, run_of, selector};
 use crate::store::kube::call::CallError;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
@@ -282,13 +282,12 @@ impl Strike<'_> {
 
 impl View {
     fn take(&mut self, event: Event<Pod>) {
-        let place = |pod: &Pod| (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default());
         self.trouble = None;
         match event {
             Event::Init => self.pods.clear(),
-            Event::InitApply(pod) | Event::Apply(pod) => drop(self.pods.insert(place(&pod), pod)),
+            Event::InitApply(pod) | Event::Apply(pod) => drop(self.pods.insert(key_of(&pod), pod)),
             Event::InitDone => self.is_synced = true,
-            Event::Delete(pod) => drop(self.pods.remove(&place(&pod))),
+            Event::Delete(pod) => drop(self.pods.remove(&key_of(&pod))),
         }
     }
 }

@@ -231,7 +231,7 @@ pub(crate) fn selector(installation: &str, home: &str) -> String {
 }
 
 /// Namespace and name of a pod.
-fn key_of(pod: &Pod) -> (String, String) {
+pub(crate) fn key_of(pod: &Pod) -> (String, String) {
     (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default())
 }
 

@@ -1,6 +1,7 @@
 //! The calls to the API server that pods need, each sent once; what it refuses is told in its own words.
 
 use super::FINALIZER;
+use super::word::End;
 use crate::api::names::RunId;
 use crate::sandbox::{Refusal, SandboxError};
 use crate::store::kube::call::{Api, CallError, Method};
@@ -120,8 +121,16 @@ impl Cluster {
         }
     }
 
+    /// The end of a pod that is being deleted, by that of its node; `None`: it has no node, or one that may still run it.
+    pub(super) async fn end_of_node(&self, pod: &Pod) -> Result<Option<End>, CallError> {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).filter(|node| !node.is_empty());
+        let (Some(node), Some(_)) = (node, &pod.metadata.deletion_timestamp) else { return Ok(None) };
+        let is_gone = self.is_node_gone(node).await?;
+        Ok(is_gone.then(|| End { words: Some(format!("its node {node} has ended")), ..End::default() }))
+    }
+
     /// Whether a node has ended for good: it is no node any more, or an operator says so by the taint that Kubernetes has for that.
-    pub(crate) async fn is_node_gone(&self, name: &str) -> Result<bool, CallError> {
+    async fn is_node_gone(&self, name: &str) -> Result<bool, CallError> {
         match self.api.call_within::<Node>(STRIKE_TIME_MAX, Method::GET, &format!("/api/v1/nodes/{name}"), None).await {
             Ok(node) => {
                 let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();

@@ -4,7 +4,7 @@
 //! They are never adopted: the link, the token's use and the tree of such a run are in the other state folder.
 
 use super::cluster::{Cluster, Object, failed as call_failed};
-use super::word::{self, End, Word};
+use super::word::{self, Word};
 use super::{Pods, Served, key_of, run_of};
 use crate::api::agent::Driver;
 use crate::api::names::{RunId, Uid};
@@ -114,14 +114,10 @@ impl Pods {
 
 /// What a pod says, or for one that is being deleted the end of its node.
 async fn word_of(cluster: &Cluster, pod: &Pod) -> Result<Word, CallError> {
-    let word = word::of(pod);
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).filter(|node| !node.is_empty());
-    match (&word, node, &pod.metadata.deletion_timestamp) {
-        (Word::Coming { .. } | Word::Runs, Some(node), Some(_)) if cluster.is_node_gone(node).await? => {
-            Ok(Word::Ended(End { words: Some(format!("its node {node} has ended")), ..End::default() }))
-        }
-        _ => Ok(word),
-    }
+    Ok(match word::of(pod) {
+        Word::Ended(end) => Word::Ended(end),
+        word => cluster.end_of_node(pod).await?.map_or(word, Word::Ended),
+    })
 }
 
 fn words(error: &CallError) -> String {

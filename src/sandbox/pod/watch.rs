@@ -119,11 +119,8 @@ async fn look(shared: &Arc<Shared>, cluster: &Cluster, entry: &Arc<Entry>) {
         return;
     };
     judge(shared, &pod);
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty());
-    if let (Some(node), Some(_)) = (node, &pod.metadata.deletion_timestamp)
-        && cluster.is_node_gone(&node).await.unwrap_or(false)
-    {
-        conclude(shared, entry, End { words: Some(format!("its node {node} has ended")), ..End::default() });
+    if let Ok(Some(end)) = cluster.end_of_node(&pod).await {
+        conclude(shared, entry, end);
     }
 }
 
