@@ -14,6 +14,7 @@ use crate::audit::{Audit, AuditOptions};
 use crate::cleanups::Cleanups;
 use crate::config::Config;
 use crate::controller::orphans::{self, Memory};
+use crate::controller::own::OwnWrites;
 use crate::controller::reconcile::{Context, Journal, Transition};
 use crate::controller::trigger::Trigger;
 use crate::controller::{Controller, Progress};
@@ -355,7 +356,7 @@ fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, l
         clock: Arc::new(now),
         journal: journal(&ledger, kept),
         wake,
-        own_writes: Mutex::default(),
+        own_writes: OwnWrites::default(),
     });
     Wired { controller: Controller::new(ctx.clone(), trigger, queue), ctx }
 }

@@ -4,6 +4,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::jiff::{Timestamp, Unit};
 use mosaic::api::names::{Epoch, FINALIZER, Uid};
+use mosaic::controller::own::OwnWrites;
 use mosaic::controller::reconcile::{Context, Journal, Transition};
 use mosaic::controller::trigger::Trigger;
 use mosaic::controller::{Controller, Progress};
@@ -129,7 +130,7 @@ impl Rig {
             clock: Arc::new(|| Timestamp::now().round(Unit::Microsecond).expect("the present")),
             journal: Journal { transition: Arc::new(told), ..Journal::silent() },
             wake: Arc::new(move |key: Key| waker.wake(key)),
-            own_writes: Mutex::default(),
+            own_writes: OwnWrites::default(),
         });
         let controller = Controller::new(ctx, trigger, queue);
         let progress = controller.progress();

@@ -1,4 +1,5 @@
-//! One pass: live read -> validate -> observe -> plan -> status (compare-and-set) -> effects; `error_policy` beside it.
+//! One pass: live read -> validate -> observe -> plan -> status (compare-and-set) -> effects; `error_policy` beside it. What this controller
+//! wrote a moment ago is as good as read (`own`), unless the plan stores nothing.
 //!
 //! The pass decides nothing itself: it carries facts to `plan` and starts what comes back, after the new status is stored. It waits for no
 //! agent, gate or push. A pass that was interrupted anywhere can simply be run again.
@@ -9,7 +10,7 @@ use crate::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Epoch, FINALIZE
 use crate::api::validate::{ValidAgent, validate};
 use crate::cleanups::Cleanups;
 use crate::controller::foresight::{Foresight, foresee};
-use crate::controller::own::{OwnWrite, version_of};
+use crate::controller::own::{OwnWrites, version_of};
 use crate::effect::{EffectError, Subject, World};
 use crate::kill::latch::Latch;
 use crate::plan::action::{Action, Effect};
@@ -21,7 +22,6 @@ use crate::store::{Key, Record, Store, StoreError};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use k8s_openapi::jiff::Timestamp;
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -94,8 +94,8 @@ pub struct Context {
     pub journal: Journal,
     /// Wakes other records (their uid is looked up in the fleet).
     pub wake: Arc<dyn Fn(Key) + Send + Sync>,
-    /// Writes of this controller whose echo was not watched yet: its own writes wake nobody.
-    pub own_writes: Mutex<BTreeMap<Key, OwnWrite>>,
+    /// What it has just written itself: that wakes nobody, and needs not be read again.
+    pub own_writes: OwnWrites,
 }
 
 impl Context {
@@ -149,7 +149,7 @@ impl Context {
 
     /// Forgets everything kept in memory for a record that is gone.
     pub fn forget(&self, key: &Key, uid: &Uid) {
-        self.own_writes.lock().expect("nobody panics while holding it").remove(key);
+        self.own_writes.forget(key);
         self.world.forget(uid);
     }
 
@@ -236,6 +236,11 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     if (ctx.epoch)().is_none() && ctx.world.place().is_none() {
         return Ok(Next::Await);
     }
+    if let Some(record) = ctx.own_writes.kept(key, (ctx.clock)())
+        && let Some(next) = pass(record, true, ctx).await?
+    {
+        return Ok(next);
+    }
     let read = ctx.store.get(key).await.map_err(|source| PassError::Store { what: "read", key: key.clone(), source })?;
     let Some(record) = read else {
         // An earlier pass may have taken it into the fleet after the watch had told that it is gone.
@@ -243,14 +248,21 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
         gone.inspect(|uid| ctx.drop_from_fleet(uid));
         return Ok(Next::Await);
     };
-    let uid = Uid::new(record.metadata.uid.clone().unwrap_or_default()).map_err(|_| PassError::NoUid(key.clone()))?;
+    Ok(pass(record, false, ctx).await?.unwrap_or(Next::Await))
+}
+
+/// One pass over a record as it was read, or kept since it was written (`is_kept`); `None`: it has to be read.
+async fn pass(record: Record, is_kept: bool, ctx: &Context) -> Result<Option<Next>, PassError> {
+    let uid = Uid::new(record.metadata.uid.clone().unwrap_or_default()).map_err(|_| PassError::NoUid(record.key()))?;
     let checked = validate(&record);
-    ctx.take_into_fleet(&record, checked.as_ref().ok());
+    if !is_kept {
+        ctx.take_into_fleet(&record, checked.as_ref().ok());
+    }
     let stored = match &checked {
         Ok(agent) => agent.status.clone(),
         Err(_) => serde_json::from_value(record.status.clone()).unwrap_or_default(),
     };
-    let Some(epoch) = authority(ctx, &record, &stored) else { return Ok(Next::Await) };
+    let Some(epoch) = authority(ctx, &record, &stored) else { return Ok(Some(Next::Await)) };
     let mut subject = Subject { record, uid, agent: checked.as_ref().ok().cloned() };
     let observed = ctx.world.observe(&subject).await;
     let permit = permit_for(ctx, &subject);
@@ -263,13 +275,17 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
     if epoch == ENDS_ONLY {
         leave_word(&mut decided.status, &stored);
     }
+    if is_kept && decided.status == stored {
+        // No compare-and-set would tell that the copy was overtaken.
+        return Ok(None);
+    }
     let wrote = store_status(ctx, &mut subject, &stored, &decided).await?;
     if ending(&decided.status).is_some() {
         ctx.world.abandon(&subject.uid);
     }
     ctx.world.acknowledge(&subject.uid, &decided.taken);
     if !apply(ctx, &subject, epoch, &decided).await? {
-        return Ok(Next::After(Duration::ZERO));
+        return Ok(Some(Next::After(Duration::ZERO)));
     }
     let mut ahead = Foresight::default();
     if asks_ahead(&observed, &decided, wrote) {
@@ -283,7 +299,8 @@ pub async fn reconcile(key: &Key, ctx: &Context) -> Result<Next, PassError> {
         );
     }
     ctx.world.end_quietly(&subject.uid, &ahead.quiet);
-    Ok(if ahead.opens_more { Next::After(Duration::ZERO) } else { decided.requeue_after.map_or(Next::Await, Next::After) })
+    let next = if ahead.opens_more { Next::After(Duration::ZERO) } else { decided.requeue_after.map_or(Next::Await, Next::After) };
+    Ok(Some(next))
 }
 
 /// Whether there is anything to ask of the plan again: a write to the record wakes it by the watch, and a pass that found and did nothing
@@ -360,10 +377,10 @@ async fn store_status(ctx: &Context, subject: &mut Subject, stored: &AgentStatus
     record.status = serde_json::to_value(&decided.status).expect("a status is plain data");
     let key = record.key();
     let writing = ctx.begin_own_write(key.clone());
-    let written = ctx.store.replace_status(record).await.map_err(|source| PassError::Store {
-        what: "write the status of",
-        key: key.clone(),
-        source,
+    let written = ctx.store.replace_status(record).await.map_err(|source| {
+        // What was kept of it, if that is what was overtaken, would be so again.
+        ctx.own_writes.let_go(&key);
+        PassError::Store { what: "write the status of", key: key.clone(), source }
     })?;
     writing.done(&written);
     subject.record = written;
@@ -391,6 +408,9 @@ async fn apply(ctx: &Context, subject: &Subject, epoch: Epoch, decided: &Plan) -
                 let source = EffectError::Failed(format!("its intent could not be recorded: {why}"));
                 return Err(PassError::Effect { action: action.name(), key: effect.key, source });
             }
+        }
+        if !action.is_blocking() {
+            ctx.own_writes.let_go(&effect.key);
         }
         let result = ctx.world.apply(subject, effect.clone()).await;
         if result.is_err() || !action.is_blocking() {

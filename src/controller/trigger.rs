@@ -72,6 +72,7 @@ impl Follower {
                 Ok(version) => Some(version),
                 Err(StoreError::TooOld(_)) => None,
                 Err(error) => {
+                    self.ctx.own_writes.let_all_go();
                     tracing::warn!(kind = ?self.kind, error = %error, "the watch ended; trying again");
                     if self.kind == Kind::Halt {
                         self.halts_unreadable();

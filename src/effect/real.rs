@@ -12,7 +12,7 @@ use crate::gates::{GATES_FILE, GATES_FILE_BYTES_MAX, TrustedTree, gate_set, prot
 use crate::kill::latch::Latch;
 use crate::plan::action::{Action, ActionId, Effect};
 use crate::plan::observed::{
-    Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved, SandboxSeen, SandboxState, WorkspaceSeen,
+    Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved, SandboxSeen, SandboxState, Snapshot, WorkspaceSeen,
 };
 use crate::plan::orphans::OrphanAction;
 use crate::sandbox::{Sandbox, SandboxError};
@@ -286,8 +286,8 @@ impl Parts {
                 Role::Agent => self.ensure_agent(agent()?, run, epoch, base, content).await,
                 Role::Gate { .. } => self.ensure_gate(agent()?, run, epoch).await,
             },
-            Action::TakeSnapshot { base, .. } => self.take_snapshot(agent()?, base).await,
-            Action::Integrate { candidate, .. } => self.integrate(agent()?, approved(&subject), candidate).await,
+            Action::TakeSnapshot { base, .. } => self.take_snapshot(agent()?, approved(&subject), base).await,
+            Action::Integrate { candidate, .. } => self.integrate(agent()?, approved(&subject), candidate).await.map(Outcome::Integrated),
             Action::Push { head, base, expected_old, .. } => self.push(agent()?, head, base, expected_old).await,
             Action::AddFinalizer | Action::Archive | Action::RemoveFinalizer | Action::DeleteRecord => {
                 unreachable!("writes to the record are done within the pass")
@@ -345,8 +345,10 @@ impl Parts {
         self.sandbox.ensure(spec).await.map(|()| Outcome::Done).map_err(|error| sandbox_failure(&error))
     }
 
-    async fn take_snapshot(&self, agent: ValidAgent, base: CommitId) -> Ended {
+    async fn take_snapshot(&self, agent: ValidAgent, approved: Option<CommitId>, base: CommitId) -> Ended {
+        let author = agent.clone();
         let snapshot = self.blocking(move |w| {
+            let agent = author;
             let conflicts = agent.status.workspace.as_ref().map(|w| w.conflicts.clone()).unwrap_or_default();
             w.snapshot(&SnapshotSpec {
                 namespace: agent.namespace.clone(),
@@ -358,10 +360,16 @@ impl Parts {
                 date: finished_at(&agent.status),
             })
         });
-        snapshot.await.map(Outcome::Snapshot)
+        let snapshot = snapshot.await?;
+        let integrated = match &snapshot {
+            // What fails of this has failed for the step that does it alone, too, and is told by that one.
+            Snapshot::Candidate(candidate) => self.integrate(agent, approved, candidate.clone()).await.ok(),
+            Snapshot::Unchanged | Snapshot::Refused(_) | Snapshot::Unresolved(_) => None,
+        };
+        Ok(Outcome::Snapshot(snapshot, integrated))
     }
 
-    async fn integrate(&self, agent: ValidAgent, approved: Option<CommitId>, candidate: CommitId) -> Ended {
+    async fn integrate(&self, agent: ValidAgent, approved: Option<CommitId>, candidate: CommitId) -> Result<Integrated, Failure> {
         let base_branch = base_branch(&agent)?;
         let candidate_base = stored_commit(agent.status.workspace.as_ref().and_then(|w| w.base_sha.as_deref()))?;
         let spec = IntegrateSpec {
@@ -377,7 +385,7 @@ impl Parts {
             let integrated = w.integrate(&spec).map_err(|error| workspace_failure(&error))?;
             compared(w, &agent, approved.as_ref(), integrated)
         });
-        integrated.await.map(Outcome::Integrated)
+        integrated.await
     }
 
     async fn push(&self, agent: ValidAgent, head: CommitId, base: CommitId, expected_old: Option<CommitId>) -> Ended {

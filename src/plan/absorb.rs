@@ -42,7 +42,12 @@ fn take_success(plan: &mut Plan, agent: &ValidAgent, id: &ActionId, outcome: &Ou
     let wanted = is_wanted(&plan.status, &id.0);
     match (&id.0, outcome) {
         (Action::Resolve, Outcome::Resolved(resolved)) if wanted => take_resolved(plan, agent, resolved, now),
-        (Action::TakeSnapshot { .. }, Outcome::Snapshot(snapshot)) if wanted => take_snapshot(plan, agent, snapshot, now),
+        (Action::TakeSnapshot { .. }, Outcome::Snapshot(snapshot, integrated)) if wanted => {
+            take_snapshot(plan, agent, snapshot, now);
+            if let (Snapshot::Candidate(_), Some(integrated)) = (snapshot, integrated) {
+                take_integrated(plan, agent, integrated, now);
+            }
+        }
         (Action::Integrate { .. }, Outcome::Integrated(integrated)) if wanted => take_integrated(plan, agent, integrated, now),
         (Action::Push { .. }, Outcome::Pushed(pushed)) if wanted => take_pushed(plan, agent, pushed, now),
         // Everything else is seen by looking (sandboxes, trees), or nobody asks for it any more.

@@ -42,14 +42,14 @@ pub enum Action {
         /// Which run.
         run: RunId,
     },
-    /// Read the tree into one commit. Blocking.
+    /// Read the tree into one commit, and put that on the present base as `Integrate` does. Blocking.
     TakeSnapshot {
         /// Of which attempt.
         attempt: Attempt,
         /// Parent of the commit.
         base: CommitId,
     },
-    /// Fetch, and merge the candidate with the base branch if that moved. Blocking.
+    /// Fetch, and merge the candidate with the base branch if that moved: again, or because it failed beside the snapshot. Blocking.
     Integrate {
         /// Of which attempt.
         attempt: Attempt,
@@ -187,7 +187,8 @@ impl Action {
             Self::Resolve => "reading repository, branch and gates",
             Self::EnsureSandbox { run, .. } => match run.role {
                 Role::Agent => "preparing the tree and starting the agent",
-                Role::Gate { .. } => "starting the gates",
+                // Also once they run: that they do is no news that a record would have to be written for.
+                Role::Gate { .. } => "running the gates",
             },
             Self::StopSandbox { .. } => "ending what still runs",
             Self::RemoveSandbox { .. } => "removing a sandbox that has ended",

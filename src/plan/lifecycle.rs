@@ -520,8 +520,9 @@ fn run_gate(plan: &mut Plan, step: &Step<'_>, name: &str, tries: u32, head: &Com
     let role = Role::Gate { name, sha: head.clone(), tries };
     let run = RunId { uid: step.desired.uid.clone(), attempt: Attempt(plan.status.attempt), role };
     let seen = step.sandboxes.iter().find(|seen| seen.run == run);
+    let ensure = Action::EnsureSandbox { run, base: base.clone(), content: Some(head.clone()) };
     if seen.is_some_and(|seen| !matches!(seen.state, SandboxState::Preparing)) {
-        return plan.wait(reason::GATES_RUNNING, "the gates run");
+        return plan.wait(reason::GATES_RUNNING, ensure.doing());
     }
     let in_the_way = |seen: &SandboxSeen| match &seen.run.role {
         Role::Agent => !matches!(seen.state, SandboxState::Ended(_)),
@@ -533,12 +534,7 @@ fn run_gate(plan: &mut Plan, step: &Step<'_>, name: &str, tries: u32, head: &Com
     if !retry_is_due(plan, step) {
         return;
     }
-    plan.act(
-        Action::EnsureSandbox { run, base: base.clone(), content: Some(head.clone()) },
-        step.observed,
-        step.now,
-        reason::GATES_RUNNING,
-    );
+    plan.act(ensure, step.observed, step.now, reason::GATES_RUNNING);
 }
 
 /// Takes in the verdict of a gate's ended sandbox, unless the record has it.

@@ -172,8 +172,8 @@ pub enum Outcome {
     Done,
     /// `Resolve`: the repository as it is.
     Resolved(Resolved),
-    /// `TakeSnapshot`: the tree as a commit.
-    Snapshot(Snapshot),
+    /// `TakeSnapshot`: the tree as a commit, and a candidate on the present base as well; `None`: that did not work out, and is `Integrate`'s.
+    Snapshot(Snapshot, Option<Integrated>),
     /// `Integrate`: the candidate on the present base.
     Integrated(Integrated),
     /// `Push`: what the remote has now.

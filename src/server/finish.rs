@@ -142,14 +142,10 @@ fn ending(view: &AgentView, verified: bool, started: Instant, message: String) -
 
 async fn end(state: &ServerState, found: &Found, how: &str, receipt: Option<Receipt>, started: Instant) -> Result<Response, Problem> {
     let (key, uid) = (found.record.key(), found.uid()?);
-    let told = in_time(state, started, async {
-        ask(state, &key, &uid, how).await?;
-        await_end(state, &found.record, &uid, started).await
-    });
-    match told.await {
-        Ok(ending) => Ok(answer(with_receipt(ending, receipt))),
-        Err(problem) => untold(receipt, &problem, started),
+    if let Err(problem) = in_time(state, started, ask(state, &key, &uid, how)).await {
+        return untold(receipt, &problem, started);
     }
+    Ok(answer(with_receipt(await_end(state, &found.record, &uid, started).await, receipt)))
 }
 
 /// What the lane could not see dead is not gone, whatever the record says.
@@ -170,22 +166,37 @@ async fn ask(state: &ServerState, key: &Key, uid: &Uid, how: &str) -> Result<(),
     }
 }
 
-/// Waits until the agent is seen gone, or the time is over.
-async fn await_end(state: &ServerState, last: &Record, uid: &Uid, started: Instant) -> Result<Ending, Problem> {
-    let key = last.key();
+/// Waits until the agent is seen gone, or the time is over. That it is to end is stored by now, whatever the store answers after that.
+async fn await_end(state: &ServerState, last: &Record, uid: &Uid, started: Instant) -> Ending {
+    let mut seen = AgentView::of(last);
     loop {
-        let present = state.store.get(&key).await?.filter(|r| r.metadata.uid.as_deref() == Some(uid.as_str()));
-        let Some(record) = present else { return gone(state, last, uid, started).await };
-        let view = AgentView::of(&record);
-        if let Some(message) = seen_gone(&view) {
-            return Ok(ending(&view, true, started, message));
+        match in_time(state, started, look(state, last, uid, started)).await {
+            Ok(Look::Gone(ending)) => return ending,
+            Ok(Look::StillThere(view)) => seen = *view,
+            Err(problem) => return not_seen_gone(&seen, Some(&problem.detail), started),
         }
         if started.elapsed() + LAST_LOOK >= END_TIME_MAX || state.closing.is_cancelled() {
-            return Ok(not_seen_gone(&view, started));
+            return not_seen_gone(&seen, None, started);
         }
         // The longer it takes, the less it matters: a store elsewhere is not asked fifty times a second for seconds.
         tokio::time::sleep((started.elapsed() / 5).clamp(LOOK_PAUSE, LOOK_PAUSE * 5)).await;
     }
+}
+
+/// What one look at a record has shown.
+enum Look {
+    Gone(Ending),
+    StillThere(Box<AgentView>),
+}
+
+async fn look(state: &ServerState, last: &Record, uid: &Uid, started: Instant) -> Result<Look, Problem> {
+    let present = state.store.get(&last.key()).await?.filter(|r| r.metadata.uid.as_deref() == Some(uid.as_str()));
+    let Some(record) = present else { return gone(state, last, uid, started).await.map(Look::Gone) };
+    let view = AgentView::of(&record);
+    Ok(match seen_gone(&view) {
+        Some(message) => Look::Gone(ending(&view, true, started, message)),
+        None => Look::StillThere(Box::new(view)),
+    })
 }
 
 /// What is to be said of one that was killed and is gone; `None`: that was not seen.
@@ -195,8 +206,9 @@ fn seen_gone(view: &AgentView) -> Option<String> {
     is_gone.then(|| format!("killed; {}", said.unwrap_or("everything of it was seen gone")))
 }
 
-fn not_seen_gone(view: &AgentView, started: Instant) -> Ending {
-    let why = view.why_not_gone().or(view.message.as_deref()).map(|m| format!(" ({m})")).unwrap_or_default();
+/// `silence`: what the store said instead of an answer.
+fn not_seen_gone(view: &AgentView, silence: Option<&str>, started: Instant) -> Ending {
+    let why = silence.or(view.why_not_gone()).or(view.message.as_deref()).map(|m| format!(" ({m})")).unwrap_or_default();
     let message = format!("asked for, but not seen gone within {} s{why}; it goes on", END_TIME_MAX.as_secs());
     ending(view, false, started, message)
 }
@@ -354,7 +366,7 @@ fn end_of_all(last: &Last, trouble: Option<&str>, receipt: Option<Receipt>, star
         (Last::Open(_), Some(why), Some(receipt)) => Ending::of_receipt(receipt, millis_since(started), why),
         (Last::Open(_), Some(why), None) => ending(&view, false, started, format!("failed: {why}")),
         (Last::SeenGone(_) | Last::Open(_), _, receipt) => {
-            let said = seen_gone(&view).map_or_else(|| not_seen_gone(&view, started), |text| ending(&view, true, started, text));
+            let said = seen_gone(&view).map_or_else(|| not_seen_gone(&view, None, started), |text| ending(&view, true, started, text));
             with_receipt(said, receipt)
         }
     }

@@ -68,7 +68,12 @@ fn succeed(observed: &mut Observed, action: &Action, luck: u8, facts: &Facts) ->
         Action::RemoveSandbox { run } => sandboxes.retain(|s| s.run != *run),
         Action::TakeSnapshot { .. } => {
             let head = sha(2 + luck % 3);
-            return Ok(Outcome::Snapshot(if luck.is_multiple_of(5) { Snapshot::Unchanged } else { Snapshot::Candidate(head) }));
+            let integrated = Integrated::Head { head: head.clone(), base: sha(1 + luck % 2) };
+            return Ok(match luck % 5 {
+                0 => Outcome::Snapshot(Snapshot::Unchanged, None),
+                1 => Outcome::Snapshot(Snapshot::Candidate(head), None),
+                _ => Outcome::Snapshot(Snapshot::Candidate(head), Some(integrated)),
+            });
         }
         Action::Integrate { candidate, .. } => {
             return Ok(Outcome::Integrated(Integrated::Head { head: candidate.clone(), base: sha(1 + luck % 2) }));

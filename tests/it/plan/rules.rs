@@ -242,7 +242,7 @@ fn a_conflict_lays_out_the_next_round_with_markers_and_tells_paths_and_hunks() {
 #[test]
 fn nothing_changed_completes_only_with_a_reason() {
     let action = Action::TakeSnapshot { attempt: Attempt(1), base: sha(1) };
-    let facts = |s| Facts::new(s, with_outcome(observed(vec![], tree()), action.clone(), Ok(Outcome::Snapshot(Snapshot::Unchanged))));
+    let facts = |s| Facts::new(s, with_outcome(observed(vec![], tree()), action.clone(), Ok(Outcome::Snapshot(Snapshot::Unchanged, None))));
     let plan = facts(status(Stage::Ran)).plan();
     assert_eq!((ending(&plan.status), plan.status.counts.agent_failures), (None, 1));
     let mut said = status(Stage::Ran);

@@ -104,8 +104,8 @@ impl Truth {
             Action::EnsureSandbox { run, base, content } => self.ensure(pending, run, base, content.as_ref()),
             Action::StopSandbox { run } => Some(self.stop(uid, run)),
             Action::RemoveSandbox { run } => Some(self.remove(uid, run)),
-            Action::TakeSnapshot { base, .. } => Some(self.snapshot(uid, base)),
-            Action::Integrate { candidate, .. } => Some(self.integrate(pending, candidate)),
+            Action::TakeSnapshot { base, .. } => Some(self.snapshot(pending, base)),
+            Action::Integrate { candidate, .. } => Some(self.integrate(pending, candidate).map(Outcome::Integrated)),
             Action::Push { head, base, expected_old, .. } => self.push(pending, head, base, expected_old.as_ref()),
             Action::Rescue { .. } => Some(Ok(self.rescue(uid))),
             Action::RemoveWorkspace => {
@@ -297,35 +297,39 @@ impl Truth {
         Ok(Outcome::Done)
     }
 
-    fn snapshot(&mut self, uid: &Uid, base: &CommitId) -> Result<Outcome, Failure> {
+    fn snapshot(&mut self, pending: &Pending, base: &CommitId) -> Result<Outcome, Failure> {
+        let uid = &pending.effect.uid;
         oracle::on_snapshot(self, uid);
         let Some(tree) = self.body(uid).tree.clone() else {
             return Err(failure(self, reason::WORKSPACE_FAILED, "the tree is gone"));
         };
         let any = |word: &str| tree.files.iter().filter(|(_, text)| text.starts_with(word)).map(|(path, _)| path.clone()).collect();
         let (unfit, unresolved): (Vec<String>, Vec<String>) = (any("unfit"), any(MARKER));
-        Ok(Outcome::Snapshot(if !unfit.is_empty() {
-            Snapshot::Refused(unfit)
-        } else if !unresolved.is_empty() {
-            Snapshot::Unresolved(unresolved)
-        } else if tree.files == *self.git.files(base) {
-            Snapshot::Unchanged
-        } else {
-            Snapshot::Candidate(self.git.commit(vec![base.clone()], tree.files))
-        }))
+        if !unfit.is_empty() {
+            return Ok(Outcome::Snapshot(Snapshot::Refused(unfit), None));
+        }
+        if !unresolved.is_empty() {
+            return Ok(Outcome::Snapshot(Snapshot::Unresolved(unresolved), None));
+        }
+        if tree.files == *self.git.files(base) {
+            return Ok(Outcome::Snapshot(Snapshot::Unchanged, None));
+        }
+        let candidate = self.git.commit(vec![base.clone()], tree.files);
+        let integrated = self.integrate(pending, &candidate).ok();
+        Ok(Outcome::Snapshot(Snapshot::Candidate(candidate), integrated))
     }
 
-    fn integrate(&mut self, pending: &Pending, candidate: &CommitId) -> Result<Outcome, Failure> {
+    fn integrate(&mut self, pending: &Pending, candidate: &CommitId) -> Result<Integrated, Failure> {
         if let Some(failed) = self.remote_fails(&pending.repository) {
             return Err(failed);
         }
         let tip = self.git.remotes[&pending.repository].base.clone();
         let base = self.git.commits[candidate].parents[0].clone();
         if base == tip {
-            return Ok(Outcome::Integrated(Integrated::Head { head: candidate.clone(), base }));
+            return Ok(Integrated::Head { head: candidate.clone(), base });
         }
         let (files, conflicts) = self.git.merge(&base, candidate, &tip);
-        Ok(Outcome::Integrated(if !conflicts.is_empty() {
+        Ok(if !conflicts.is_empty() {
             let content = self.git.commit(vec![tip.clone()], files);
             Integrated::Conflict { base: tip, content, paths: conflicts, hunks: "hunks".into() }
         } else if files == *self.git.files(&tip) {
@@ -333,7 +337,7 @@ impl Truth {
         } else {
             let head = self.git.commit(vec![tip.clone(), candidate.clone()], files);
             Integrated::Head { head, base: tip }
-        }))
+        })
     }
 
     /// Compares, writes the ref with a lease on its old value, reads it back.

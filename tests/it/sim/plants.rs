@@ -211,7 +211,7 @@ fn head_of(status: &AgentStatus) -> Option<(String, String)> {
 }
 
 /// Most seeds that may pass before a planted bug is seen.
-const SEEDS_MAX: u64 = 1000;
+const SEEDS_MAX: u64 = 4000;
 
 fn seeds_until_caught(plant: Plant) -> Option<(u64, String)> {
     (0..SEEDS_MAX).find_map(|seed| {

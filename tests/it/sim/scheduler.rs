@@ -17,6 +17,7 @@ use futures::future::LocalBoxFuture;
 use mosaic::api::names::{Epoch, RunId, Uid};
 use mosaic::api::validate::validate;
 use mosaic::controller::halts::reconcile_halt;
+use mosaic::controller::own::OwnWrites;
 use mosaic::controller::reconcile::{Context, Journal, Next, PassError, error_policy, reconcile};
 use mosaic::kill::latch::{Latch, Note};
 use mosaic::plan::fleet::{Fleet, FleetLimits, HaltInForce};
@@ -133,6 +134,7 @@ impl Sim {
             contained: BTreeSet::new(),
             pids_given: 0,
             applied: Vec::new(),
+            reads_and_writes: (0, 0),
         };
         Self {
             truth: Arc::new(Mutex::new(truth)),
@@ -211,7 +213,7 @@ impl Sim {
             clock: Arc::new(move || clock.lock().unwrap().now()),
             journal: Journal::silent(),
             wake: Arc::new(move |key| woken.lock().unwrap().push(key)),
-            own_writes: Mutex::new(BTreeMap::new()),
+            own_writes: OwnWrites::default(),
         }
     }
 

@@ -224,6 +224,7 @@ impl Store for FakeStore {
                 if truth.rng.hits(truth.faults.store_down) {
                     return Err(down("get"));
                 }
+                truth.reads_and_writes.0 += 1;
                 Ok(truth.records.map.get(key).cloned())
             });
             pause().await;
@@ -258,6 +259,7 @@ impl Store for FakeStore {
     fn replace_status(&self, record: Record) -> BoxFuture<'_, StoreResult<Record>> {
         let by = Some(self.controller);
         Box::pin(self.write("replace_status", move |truth| {
+            truth.reads_and_writes.1 += 1;
             let record = super::plants::perturb_status(truth, record);
             match record {
                 Ok(record) => truth.replace_record_status(record, by),

@@ -209,6 +209,8 @@ pub struct Truth {
     pub pids_given: u64,
     /// Names of the actions that were applied, in order.
     pub applied: Vec<&'static str>,
+    /// Records that controllers have read one by one, and statuses that they have stored.
+    pub reads_and_writes: (u32, u32),
 }
 
 impl Truth {

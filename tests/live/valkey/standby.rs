@@ -25,6 +25,33 @@ fn a_stopped_leader_doubles_nothing_when_it_goes_on() {
     controllers::stopped_leader_doubles_nothing([(); 3].map(|()| Mosaic::start(&flags)), shared.path(), Vec::<()>::new);
 }
 
+#[test]
+fn a_kill_that_is_stored_is_answered_although_the_store_falls_silent_then() {
+    let test = "valkey::standby::a_kill_that_is_stored_is_answered_although_the_store_falls_silent_then";
+    let Some(server) = Server::start(test, &DURABLE) else { return };
+    let shared = tempfile::tempdir().unwrap();
+    let url = server.url();
+    let flags = ["--valkey-url", &url, "--local-repos", shared.path().to_str().unwrap()];
+    let (mut first, second) = (Mosaic::start(&flags), Mosaic::start(&flags));
+    let remote = Remote::new(shared.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
+    let held = first.spawn(&task(&remote, "held", "sleep 600"));
+    first.wait(&held, "the run", |object| object["status"]["phase"] == "Running");
+    first.sigkill();
+    wait_until("the other one takes over", Duration::from_secs(10), || says(&second, "this controller leads"));
+    // It cannot look at what the first one holds, and so waits for the proof until its time is over.
+    let killing = std::thread::scope(|scope| {
+        let killing = scope.spawn(|| second.call("POST", &format!("/agents/{held}/kill"), Some(&json!({}))));
+        wait_until("the kill is stored", Duration::from_secs(3), || !second.object(&held)["metadata"]["deletionTimestamp"].is_null());
+        server.signal(rustix::process::Signal::STOP);
+        let answer = killing.join().unwrap();
+        server.signal(rustix::process::Signal::CONT);
+        answer
+    });
+    assert_eq!((killing.0, &killing.1["verified"]), (202, &json!(false)), "{}", killing.1);
+    first.up();
+    first.assert_nothing_left();
+}
+
 /// Two looks for orphans, and some.
 const TWO_LOOKS: Duration = Duration::from_secs(23);
 

@@ -2,7 +2,7 @@
 //! or a restart with an older copy of the store. Whatever came of the effect: nothing of the agent starts any more, no ref moves (but by a
 //! push that was under way), nothing is left, and the record says killed unless it had ended before.
 
-use super::{Scenario, all_actions, born, end_of, is_about_to_end, meet, reach, scenarios, suspend};
+use super::{Scenario, all_actions, born, end_of, is_time, meet, reach, scenarios, suspend};
 use crate::sim::engine::Job;
 use crate::sim::faults::{Aim, Faults, Moment, Strike};
 use crate::sim::mischief::{agent_record, agent_spec};
@@ -69,7 +69,7 @@ fn live_and_be_killed(case: &Case) -> Option<String> {
         if sim.with(|truth| truth.lane.begun > 0) {
             break;
         }
-        if !met && sim.with(|truth| is_about_to_end(truth)) {
+        if !met && sim.with(|truth| is_time(truth, case.scenario)) {
             sim.with(|truth| meet(truth, case.scenario, &key));
             met = true;
         } else if met && !resumed && sim.with(|truth| truth.bodies.values().all(|body| body.cells.is_empty())) {
