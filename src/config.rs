@@ -119,6 +119,12 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub pod_pending_max: Option<String>,
 
+    /// Where several controllers share a cluster: how long an agent in pods waits for the one that began it to lead again, before whoever leads
+    /// ends it there and begins it again, 10s to 24h [default: 15m]
+    #[arg(long, env = "MOSAIC_TAKEOVER_AFTER", value_name = "DURATION")]
+    #[serde(deserialize_with = "scalar")]
+    pub takeover_after: Option<String>,
+
     /// Folder beneath which repositories may be given as paths; repeatable. Your home folder is always one
     #[arg(long, env = "MOSAIC_LOCAL_REPOS", value_name = "FOLDER", value_delimiter = ':')]
     #[serde(deserialize_with = "list")]
@@ -293,6 +299,7 @@ impl Settings {
             node_selector: lists(self.node_selector, other.node_selector),
             toleration: lists(self.toleration, other.toleration),
             pod_pending_max: self.pod_pending_max.or(other.pod_pending_max),
+            takeover_after: self.takeover_after.or(other.takeover_after),
             local_repos: lists(self.local_repos, other.local_repos),
             tool_root: lists(self.tool_root, other.tool_root),
             allow_missing: lists(self.allow_missing, other.allow_missing),
@@ -344,6 +351,8 @@ pub struct Config {
     pub sandbox_uid: u32,
     /// A sandbox that hears nothing for so long ends itself.
     pub lease: Duration,
+    /// How long an agent in pods waits for the controller that began it to lead again.
+    pub takeover_after: Duration,
     /// Name of author and committer.
     pub author_name: String,
     /// Address of author and committer.
@@ -392,6 +401,7 @@ impl Config {
             starting_max: check.number("starting-max", settings.starting_max, starting_default, 1, 1000),
             sandbox_uid: check.number("sandbox-uid", settings.sandbox_uid, 61_357, 1000, 2_000_000_000),
             lease: check.duration("lease", settings.lease, 30, 5, 600),
+            takeover_after: check.duration("takeover-after", settings.takeover_after, 900, 10, 86_400),
             author_name: check.line("author-name", settings.author_name, "Mosaic"),
             author_email: check.line("author-email", settings.author_email, "mosaic@localhost"),
             remote_timeout: check.duration("remote-timeout", settings.remote_timeout, 300, 1, 3600),

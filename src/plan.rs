@@ -11,6 +11,7 @@
 
 pub mod absorb;
 pub mod action;
+pub mod elsewhere;
 pub mod fleet;
 pub mod gates;
 pub mod halts;

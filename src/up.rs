@@ -29,6 +29,7 @@ use crate::plan::fleet::{Fleet, FleetLimits};
 use crate::sandbox::Sandbox;
 use crate::sandbox::docker::DockerConfig;
 use crate::sandbox::init_binary::find_init;
+use crate::sandbox::link::{Gate, Standing};
 use crate::sandbox::{Drivers, SandboxConfig, SandboxIds};
 use crate::server::auth::{Door, ensure_token};
 use crate::server::{LogPiece, Refusal, ServerState, serve};
@@ -42,7 +43,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
@@ -344,8 +345,9 @@ fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, l
     };
     let sandbox: Arc<dyn Sandbox> = parts.sandbox.clone();
     let (store, leadership) = (&kept.store, kept.leadership.clone());
-    let installation = kept.installation.clone();
-    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), Flights::new(ended), latch.clone(), installation);
+    let (installation, takeover_after) = (kept.installation.clone(), config.takeover_after);
+    let flights = Flights::new(ended);
+    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), flights, latch.clone(), installation, takeover_after);
     let limits = FleetLimits { running_max: config.running_max, starting_max: config.starting_max };
     let ctx = Arc::new(Context {
         store: store.clone(),
@@ -358,7 +360,21 @@ fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, l
         wake,
         own_writes: OwnWrites::default(),
     });
+    parts.sandbox.ask_before_grants(start_gate(Arc::downgrade(&ctx)));
     Wired { controller: Controller::new(ctx.clone(), trigger, queue), ctx }
+}
+
+/// Only who leads lets a run begin, and only one of an agent that no other place has taken over, however late its start is.
+fn start_gate(ctx: Weak<Context>) -> Gate {
+    Arc::new(move |uid| {
+        let Some(ctx) = ctx.upgrade() else { return Standing::Waits };
+        let is_elsewhere = ctx.fleet().member(uid).map(|member| member.is_elsewhere);
+        match is_elsewhere {
+            Some(true) => Standing::Lost,
+            Some(false) if (ctx.epoch)().is_some() => Standing::Leads,
+            Some(false) | None => Standing::Waits,
+        }
+    })
 }
 
 /// Where passes tell what they do: the audit log, and whoever tells people beside the records.

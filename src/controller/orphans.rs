@@ -125,7 +125,11 @@ async fn pass(ctx: &Context, memory: &Memory, warned: &mut bool) -> Result<(), S
     if inventory == Inventory::default() {
         return Ok(());
     }
-    let uid_of = async |record: Record| Ok(Uid::new(record.metadata.uid.unwrap_or_default()).ok());
+    let here = ctx.world.place();
+    let uid_of = async |record: Record| {
+        let is_here = record.status["installation"].as_str().is_none_or(|place| here.is_none_or(|here| here == place));
+        Ok(Uid::new(record.metadata.uid.unwrap_or_default()).ok().filter(|_| is_here))
+    };
     let uids = records.try_filter_map(uid_of).try_collect().await.map_err(|error: StoreError| causes::one_line(&error))?;
     for action in plan_orphans(&inventory, &KnownRecords { uids, amnesia: forgot.is_some() }) {
         tracing::info!(?action, "removing what has no record");

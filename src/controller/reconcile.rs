@@ -129,7 +129,9 @@ impl Context {
         let labels = record.metadata.labels.clone().unwrap_or_default();
         let rerun_of = record.spec.get("rerunOf").and_then(|v| v.as_str()).map(str::to_owned);
         let member = Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of, version_of(record));
-        Member { place: place_seen_from(self.world.place(), &agent.status), ..member }
+        let here = self.world.place();
+        let is_elsewhere = here.zip(agent.status.installation.as_deref()).is_some_and(|(here, there)| here != there);
+        Member { place: place_seen_from(here, &agent.status), is_elsewhere, ..member }
     }
 
     /// Takes a watched change into the fleet, unless a pass has seen the record later than that.

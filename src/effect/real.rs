@@ -42,8 +42,21 @@ pub struct RealWorld {
     installation: String,
     /// Highest epoch that was seen: effects of a lower one are refused.
     epoch_seen: AtomicU64,
-    /// Agents of elsewhere that are being deleted: since when nothing of theirs was seen alive, and whether pods of theirs ever were.
-    looks_elsewhere: Mutex<BTreeMap<Uid, (Instant, bool)>>,
+    /// How long an agent waits for the controller that has begun it to lead again.
+    takeover_after: Duration,
+    /// Agents of elsewhere.
+    looks_elsewhere: Mutex<BTreeMap<Uid, LookElsewhere>>,
+}
+
+/// What this controller knows of an agent of elsewhere.
+#[derive(Clone, Copy)]
+struct LookElsewhere {
+    /// Since when its own controller is waited for: of one that is being deleted, since nothing of it was seen alive.
+    since: Instant,
+    /// Whether any look has shown pods.
+    had_pods: bool,
+    /// Whether it is being deleted: then the wait begins anew.
+    is_deleted: bool,
 }
 
 #[derive(Clone)]
@@ -56,7 +69,8 @@ struct Parts {
 }
 
 impl RealWorld {
-    /// Puts the parts together; `flights` tells of ended effects, `installation` names what of the records is here.
+    /// Puts the parts together; `flights` tells of ended effects, `installation` names what of the records is here, `takeover_after` is how long
+    /// an agent in pods waits for another one that has begun it.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
@@ -65,9 +79,11 @@ impl RealWorld {
         flights: Flights,
         latch: Arc<Latch>,
         installation: String,
+        takeover_after: Duration,
     ) -> Self {
         let parts = Parts { store, sandbox, workspaces, stop: Arc::default() };
-        Self { parts: Arc::new(parts), flights, latch, installation, epoch_seen: AtomicU64::new(0), looks_elsewhere: Mutex::default() }
+        let (epoch_seen, looks_elsewhere) = (AtomicU64::new(0), Mutex::default());
+        Self { parts: Arc::new(parts), flights, latch, installation, epoch_seen, takeover_after, looks_elsewhere }
     }
 
     /// What can be said of an agent whose sandbox and tree are another installation's: nothing, unless it was stored that all of it was seen
@@ -83,14 +99,19 @@ impl RealWorld {
         Some(Err(why))
     }
 
-    /// The same of an agent that is being deleted: its pods are ended from here as well, for its own controller may never come back. What else
-    /// is left is that one's to keep and take away, as long as it may be there. An agent that may have other sandboxes is never let go.
+    /// The same by its pods, which can be looked at from here, for its own controller may never come back. Pods of an agent that is being deleted
+    /// are ended at once, others when that one had its time to lead again; what else is left is given up then. An agent that may have other
+    /// sandboxes is never let go.
     async fn look_elsewhere(&self, subject: &Subject, why: String) -> (Look<Vec<SandboxSeen>>, Look<Option<WorkspaceSeen>>) {
         let unknown = |why: &str| (Look::Unknown(why.to_owned()), Look::Unknown(why.to_owned()));
         let record = &subject.record;
         let other = record.status["installation"].as_str().unwrap_or_default();
-        if record.metadata.deletion_timestamp.is_none() {
-            return unknown(&why);
+        let is_deleted = record.metadata.deletion_timestamp.is_some();
+        let patience = if is_deleted { ELSEWHERE_PATIENCE } else { self.takeover_after };
+        let seconds = patience.as_secs();
+        let waits = self.looked(&subject.uid, is_deleted, false, false);
+        if !is_deleted && waits.since.elapsed() < patience {
+            return unknown(&format!("{why}; if that one does not lead again within {seconds} s, it begins again here"));
         }
         let pods = match self.parts.sandbox.observe_elsewhere(&subject.uid, other).await {
             Ok(Some(pods)) => pods,
@@ -98,16 +119,14 @@ impl RealWorld {
             Err(error) => return unknown(&causes::one_line(&error)),
         };
         let lives = pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_)));
-        let (since, had_pods) = self.look_of(&subject.uid, !pods.is_empty(), lives);
-        if lives {
-            return (Look::Seen(pods), Look::Unknown(why));
-        }
+        let LookElsewhere { since, had_pods, .. } = self.looked(&subject.uid, is_deleted, !pods.is_empty(), lives);
         let driver = record.status["sandbox"]["driver"].as_str().or(record.spec["sandbox"]["driver"].as_str());
         let has_only_pods = driver.filter(|driver| *driver != "auto").map_or(had_pods, |driver| driver == "pod");
-        let seconds = ELSEWHERE_PATIENCE.as_secs();
-        if !has_only_pods {
+        if lives && is_deleted {
+            (Look::Seen(pods), Look::Unknown(why))
+        } else if !has_only_pods {
             unknown(&why)
-        } else if since.elapsed() < ELSEWHERE_PATIENCE {
+        } else if since.elapsed() < patience {
             // What has ended is its own controller's to take away as well, while that may still come.
             let text = format!("nothing of it runs any more; {why}, and has {seconds} s to take it away");
             (Look::Seen(Vec::new()), Look::Unknown(text))
@@ -117,14 +136,13 @@ impl RealWorld {
         }
     }
 
-    /// Since when this controller has seen nothing live of an agent of elsewhere that is being deleted, and whether any look has shown pods.
-    fn look_of(&self, uid: &Uid, has_pods: bool, lives: bool) -> (Instant, bool) {
+    /// Notes what a look at an agent of elsewhere has shown.
+    fn looked(&self, uid: &Uid, is_deleted: bool, has_pods: bool, lives: bool) -> LookElsewhere {
         let mut looks = self.looks_elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
-        let look = looks.entry(uid.clone()).or_insert_with(|| (Instant::now(), false));
-        look.1 |= has_pods;
-        if lives {
-            look.0 = Instant::now();
-        }
+        let now = LookElsewhere { since: Instant::now(), had_pods: has_pods, is_deleted };
+        let look = looks.entry(uid.clone()).or_insert(now);
+        let begins_anew = is_deleted && (lives || !look.is_deleted);
+        *look = LookElsewhere { had_pods: look.had_pods || has_pods, since: if begins_anew { now.since } else { look.since }, is_deleted };
         *look
     }
 

@@ -61,7 +61,7 @@ fn is_wanted(status: &AgentStatus, action: &Action) -> bool {
     let candidate = workspace.and_then(|w| w.candidate_sha.as_deref());
     let head = workspace.and_then(|w| w.head_sha.as_deref());
     match action {
-        Action::Resolve => status.attempt == 0,
+        Action::Resolve => status.attempt == 0 || workspace.is_some_and(|w| w.base_sha.is_none()),
         Action::EnsureSandbox { run, .. } => run.attempt.0 == status.attempt && !status.between_attempts,
         Action::TakeSnapshot { attempt, .. } => attempt.0 == status.attempt && candidate.is_none() && !status.between_attempts,
         Action::Integrate { attempt, candidate: of, round } => {
@@ -102,6 +102,9 @@ fn take_failure(plan: &mut Plan, id: &ActionId, failure: &Failure, now: Timestam
 }
 
 fn take_resolved(plan: &mut Plan, agent: &ValidAgent, resolved: &Resolved, now: Timestamp) {
+    if let Some(found) = resolved.target.as_ref().filter(|found| has_passed(&plan.status, found)) {
+        return deliver(plan, found, now);
+    }
     let base_is_target = resolved.base_branch == agent.target_branch;
     if let (Some(existing), false) = (&resolved.target, base_is_target) {
         let message = format!(
@@ -207,13 +210,7 @@ fn take_integrated(plan: &mut Plan, agent: &ValidAgent, integrated: &Integrated,
 
 fn take_pushed(plan: &mut Plan, agent: &ValidAgent, pushed: &Pushed, now: Timestamp) {
     match pushed {
-        Pushed::Verified(sha) => {
-            if let Some(push) = plan.status.push.as_mut() {
-                push.sha = Some(sha.to_string());
-                push.verified_at = Some(MicroTime(now));
-            }
-            complete(plan, reason::DELIVERED, format!("pushed and read back: {sha}"), now);
-        }
+        Pushed::Verified(sha) => deliver(plan, sha, now),
         Pushed::BaseMoved(tip) => {
             let Some(workspace) = plan.status.workspace.as_mut() else { return };
             workspace.base_moves = workspace.base_moves.saturating_add(1);
@@ -252,6 +249,21 @@ fn take_pushed(plan: &mut Plan, agent: &ValidAgent, pushed: &Pushed, now: Timest
             );
         }
     }
+}
+
+/// The remote has the commit that passed.
+fn deliver(plan: &mut Plan, sha: &CommitId, now: Timestamp) {
+    if let Some(push) = plan.status.push.as_mut() {
+        push.sha = Some(sha.to_string());
+        push.verified_at = Some(MicroTime(now));
+    }
+    complete(plan, reason::DELIVERED, format!("pushed and read back: {sha}"), now);
+}
+
+/// Whether a commit is the head that all gates passed, as it is stored before a push: whoever pushed it could not tell of that any more.
+fn has_passed(status: &AgentStatus, found: &CommitId) -> bool {
+    let head = status.workspace.as_ref().and_then(|workspace| workspace.head_sha.as_deref());
+    head == Some(found.as_str()) && condition::is_true(&status.conditions, condition::GATES_PASSED)
 }
 
 /// Whether a commit is an earlier head of this agent: only heads have verdicts.

@@ -76,6 +76,8 @@ pub struct Member {
     pub depends_on: Vec<AgentName>,
     /// Where it is.
     pub place: Place,
+    /// True: it is another installation's, whether it has ended or not.
+    pub is_elsewhere: bool,
     /// Whether an attempt was ever begun: who works on a task or for a branch keeps it, whatever the clocks say of its age.
     pub begun: bool,
     /// Version of the record that says all this; 0: not known.
@@ -102,6 +104,7 @@ impl Member {
             target: (agent.repository.clone(), agent.target_branch.to_string()),
             depends_on: agent.depends_on.clone(),
             place: place(&agent.status),
+            is_elsewhere: false,
             begun: agent.status.attempt > 0,
             version,
         }

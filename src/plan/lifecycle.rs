@@ -14,7 +14,7 @@ use crate::plan::gates::{self, GatesState};
 use crate::plan::observed::{EndCause, Look, Observed, RunEnd, SandboxSeen, SandboxState};
 use crate::plan::retry::{ADMISSION_RECHECK, GATE_TRIES_MAX, backoff, remaining, until_retry};
 use crate::plan::status::{ending, fail};
-use crate::plan::{Desired, Plan, teardown};
+use crate::plan::{Desired, Plan, elsewhere, teardown};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use std::time::Duration;
@@ -65,6 +65,9 @@ pub(super) fn live(plan: &mut Plan, desired: &Desired<'_>, agent: &ValidAgent, o
         let text = format!("a sandbox of attempt {ahead} is there, but the record knows only {known}: the store is older than the sandbox");
         plan.wait(reason::CANNOT_OBSERVE, text);
         return plan.requeue(RUNNING_RESYNC);
+    }
+    if let Look::GivenUp(why) = &observed.workspace {
+        return elsewhere::begin_again(plan, agent, observed, why, now);
     }
     let step = Step { desired, agent, observed, sandboxes, permit, now };
     if agent.suspend {

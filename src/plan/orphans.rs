@@ -22,7 +22,8 @@ pub enum OrphanAction {
 /// What the records say, for orphans.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KnownRecords {
-    /// Uids of all records, also of those that do not decode.
+    /// Uids of all records, also of those that do not decode, but of those that another place has taken over: what is left of them here is
+    /// nobody's.
     pub uids: BTreeSet<Uid>,
     /// True when the store is not the one that this state folder last saw (empty or older): then nothing is removed, for the world wins
     /// over a store that has forgotten.

@@ -12,7 +12,7 @@ use crate::inside::wire::{Identity, WaitReport};
 use crate::plan::observed::SandboxSeen;
 use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::docker::{Docker, DockerConfig, warm};
-use crate::sandbox::link::LinkServer;
+use crate::sandbox::link::{Gate, LinkServer};
 use crate::sandbox::pod::{PodConfig, Pods};
 use crate::sandbox::process::Process;
 use crate::sandbox::runs::{Maker, Runs, prepare_state, watchdog};
@@ -134,6 +134,11 @@ impl Drivers {
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Uid> {
         self.inner.runs.link.changes()
+    }
+
+    /// Has it asked before each start whether a run of the agent may begin from here now. Set once.
+    pub fn ask_before_grants(&self, gate: Gate) {
+        self.inner.runs.link.ask_before_grants(gate);
     }
 
     /// Says the word to stop over the link of a run, without waiting for anything.

@@ -64,6 +64,20 @@ const KNOCK_PAUSE: Duration = Duration::from_millis(1);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What this controller is to an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It leads, and the agent is its own: a run may begin.
+    Leads,
+    /// It does not lead, or does not know the agent yet: no run may begin now.
+    Waits,
+    /// Another one has taken the agent over, having seen that nothing of it runs here: no run of it begins here ever again.
+    Lost,
+}
+
+/// Says what this controller is to an agent at the moment.
+pub type Gate = Arc<dyn Fn(&Uid) -> Standing + Send + Sync>;
+
 /// Serves the control sockets of all runs.
 pub struct LinkServer {
     shared: Arc<Shared>,
@@ -76,6 +90,7 @@ struct Shared {
     epoch: AtomicU64,
     changes: broadcast::Sender<Uid>,
     latch: Arc<Latch>,
+    gate: Arc<OnceLock<Gate>>,
     runs: Mutex<BTreeMap<RunId, Arc<RunLink>>>,
 }
 
@@ -102,6 +117,7 @@ enum Line {
 struct RunLink {
     run: RunId,
     latch: Arc<Latch>,
+    gate: Arc<OnceLock<Gate>>,
     epoch: Epoch,
     /// How long a renewal is held: by the lease that this run was made with, whatever the configuration says now.
     hold: Duration,
@@ -129,7 +145,8 @@ impl LinkServer {
             let _ = runtime.block_on(quitting);
             runtime.shutdown_background();
         })?;
-        let shared = Shared { epoch: AtomicU64::new(0), changes: broadcast::channel(CHANGES_KEPT).0, latch, runs: Mutex::default() };
+        let (epoch, changes, gate) = (AtomicU64::new(0), broadcast::channel(CHANGES_KEPT).0, Arc::default());
+        let shared = Shared { epoch, changes, latch, gate, runs: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), runtime: handle, quit: Some(quit), thread: Some(thread) })
     }
 
@@ -142,6 +159,18 @@ impl LinkServer {
     /// Tells of a run that init itself does not tell of: it was never granted its start, its end was seen late, or it is still being made.
     pub fn tell(&self, uid: &Uid) {
         self.shared.changed(uid);
+    }
+
+    /// From now on it asks before it grants a start: who must wait asks again. Without a gate only what is stopped, killed or halted is refused.
+    /// Set once.
+    pub fn ask_before_grants(&self, gate: Gate) {
+        let _ = self.shared.gate.set(gate);
+    }
+
+    /// What this controller is to an agent.
+    #[must_use]
+    pub fn standing(&self, uid: &Uid) -> Standing {
+        self.shared.gate.get().map_or(Standing::Leads, |gate| gate(uid))
     }
 
     /// Raises the epoch that answers carry.
@@ -167,6 +196,7 @@ impl LinkServer {
         let link = Arc::new(RunLink {
             run: run.clone(),
             latch: self.shared.latch.clone(),
+            gate: self.shared.gate.clone(),
             epoch,
             hold: Duration::from_millis(hold_millis(lease_millis)),
             folder: folder.clone(),
@@ -491,6 +521,12 @@ impl RunLink {
         let halted = !namespace.is_empty() && self.latch.halted(namespace).is_some();
         if halted || self.latch.killed(&self.run.uid).is_some() {
             return Ok(Some("its agent was killed, or everything is halted"));
+        }
+        let standing = self.gate.get().filter(|_| !namespace.is_empty()).map_or(Standing::Leads, |gate| gate(&self.run.uid));
+        match standing {
+            Standing::Leads => {}
+            Standing::Waits => return Err(io::Error::other("this controller does not lead")),
+            Standing::Lost => return Ok(Some("another controller has taken its agent over")),
         }
         if request.run != self.run.to_string() || request.epoch != self.epoch.0 {
             return Ok(Some("this is the link of another run"));

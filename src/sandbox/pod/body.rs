@@ -41,6 +41,11 @@ pub(super) struct Plan<'a> {
     pub(super) authority: &'a [u8],
 }
 
+/// Whether an image has `mosaic-init` itself, so that no first container has to bring it: a kubelet takes up to a second longer with one.
+pub(super) fn brings_init(pod: &PodConfig, image: &str) -> bool {
+    image == pod.init_image
+}
+
 /// Namespace of an agent, and its name there.
 pub(super) fn place_of(agent: &str) -> (&str, &str) {
     agent.split_once('/').unwrap_or(("default", agent))
@@ -128,14 +133,17 @@ impl Plan<'_> {
                 "runAsGroup": self.spec.launch.gid,
                 "seccompProfile": { "type": "RuntimeDefault" },
             },
-            "initContainers": [self.bringing()],
             "containers": [self.running()],
             "volumes": [
-                { "name": "init", "emptyDir": { "sizeLimit": (64_u64 << 20).to_string() } },
                 { "name": "files", "emptyDir": { "sizeLimit": (self.spec.limits.disk_bytes + VOLUME_BYTES_MORE).to_string() } },
                 { "name": "tmp", "emptyDir": { "medium": "Memory", "sizeLimit": tmp_bytes_max(&self.spec.limits).to_string() } },
             ],
         });
+        if !brings_init(pod, &self.wish.image) {
+            spec["initContainers"] = json!([self.bringing()]);
+            let volumes = spec["volumes"].as_array_mut().expect("it was just made");
+            volumes.push(json!({ "name": "init", "emptyDir": { "sizeLimit": (64_u64 << 20).to_string() } }));
+        }
         let mut set = |name: &str, value: Value, is_given: bool| {
             if is_given {
                 spec[name] = value;
@@ -185,14 +193,17 @@ impl Plan<'_> {
 
     fn running(&self) -> Value {
         let files = |folder: &str, place: &str| json!({ "name": "files", "subPath": folder, "mountPath": place });
-        let mounts = [
-            json!({ "name": "init", "mountPath": INIT_FOLDER, "readOnly": true }),
+        let mut mounts = vec![
             files("workspace", WORKSPACE),
             files("home", HOME),
             files("mosaic", "/mosaic"),
             json!({ "name": "tmp", "mountPath": "/tmp" }),
         ];
-        let init = format!("{INIT_FOLDER}/mosaic-init");
+        let mut init = self.pod.init_path.clone();
+        if !brings_init(self.pod, &self.wish.image) {
+            mounts.push(json!({ "name": "init", "mountPath": INIT_FOLDER, "readOnly": true }));
+            init = format!("{INIT_FOLDER}/mosaic-init");
+        }
         let mut container = self.container(CONTAINER_RUN, &self.wish.image, &[&init, "pod"], &mounts);
         let link: Vec<String> = self.link.iter().map(ToString::to_string).collect();
         container["env"] = json!([

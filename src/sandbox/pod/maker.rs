@@ -8,7 +8,7 @@ use crate::api::agent::Driver;
 use crate::api::names::RunId;
 use crate::cleanups::Stray;
 use crate::inside::archive::{self, Bounds, Manifest, Root};
-use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_WAIT, LaunchSpec, WaitReport};
+use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_WAIT, LaunchSpec, WORKSPACE, WaitReport};
 use crate::sandbox::docker::engine::container_name;
 use crate::sandbox::docker::labels;
 use crate::sandbox::folder::{ContainerSpec, MadeContainer, StoredSpec, short};
@@ -55,7 +55,13 @@ impl Maker for Pods {
         launch.env.clone_from(&spec.env);
         launch.limits.memory_bytes_max = Some(spec.limits.memory_bytes);
         launch.limits.processes_max = Some(u64::from(spec.limits.pids_max) + THREADS_OF_INIT);
-        let image = spec.image.clone().or_else(|| self.served.as_ref().map(|served| served.pod.image.clone()))?;
+        let pod = &self.served.as_ref()?.pod;
+        let image = spec.image.clone().unwrap_or_else(|| pod.image.clone());
+        if body::brings_init(pod, &image) && !launch.env.contains_key("GIT_CONFIG_COUNT") {
+            // The kubelet makes the folders of the volume, as root, and git works in no tree of somebody else's that nobody vouches for.
+            let vouched = [("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", "safe.directory"), ("GIT_CONFIG_VALUE_0", WORKSPACE)];
+            launch.env.extend(vouched.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        }
         Some(ContainerSpec { image, runtime: spec.runtime_class.clone() })
     }
 

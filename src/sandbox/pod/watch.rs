@@ -6,6 +6,7 @@ use super::{Entry, Shared, key_of};
 use crate::sandbox::bridge::Bridge;
 use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::docker::labels;
+use crate::sandbox::link::Standing;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -112,9 +113,14 @@ async fn look(shared: &Arc<Shared>, cluster: &Cluster, entry: &Arc<Entry>) {
     }
     let Some(pod) = shared.pod(&entry.namespace, &entry.name) else {
         let is_made = entry.uid().is_some();
-        // The object is gone without its end: then only init's own last word says that nothing lives.
-        if is_made && shared.state().is_synced && entry.has_last_word() {
-            conclude(shared, entry, End { words: Some("its pod was removed by force".to_owned()), ..End::default() });
+        // The object is gone without its end: then only init's own last word says that nothing lives, or who has seen the end instead of us.
+        let words = match shared.link.standing(&entry.run.uid) {
+            _ if entry.has_last_word() => "its pod was removed by force",
+            Standing::Lost => "another controller has seen its end, and taken its agent over",
+            Standing::Leads | Standing::Waits => return,
+        };
+        if is_made && shared.state().is_synced {
+            conclude(shared, entry, End { words: Some(words.to_owned()), ..End::default() });
         }
         return;
     };

@@ -19,7 +19,7 @@ const ACTIONS: [(&str, Life); 13] = [
     ("StopSandbox", Life::Suspended),
     ("RemoveSandbox", Life::Delivered),
     ("TakeSnapshot", Life::Delivered),
-    ("Integrate", Life::Delivered),
+    ("Integrate", Life::Moved),
     ("Push", Life::Delivered),
     ("Rescue", Life::Deleted),
     ("RemoveWorkspace", Life::Delivered),
@@ -35,6 +35,8 @@ const LAST: [&str; 5] = ["Push", "RemoveWorkspace", "Archive", "RemoveFinalizer"
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Life {
     Delivered,
+    /// The base moves while its gates judge.
+    Moved,
     Suspended,
     Deleted,
     Expired,
@@ -99,7 +101,7 @@ fn signal(mosaic: &Mosaic, signal: rustix::process::Signal) {
 /// The agent of a case, on its way to the action.
 fn begin(mosaic: &Mosaic, remote: &Remote, life: Life) -> String {
     let script = match life {
-        Life::Delivered | Life::Expired => "echo x > x.txt",
+        Life::Delivered | Life::Moved | Life::Expired => "echo x > x.txt",
         Life::Suspended | Life::Deleted => "echo x > x.txt; while :; do sleep 1; done",
     };
     let mut body = task(remote, "victim", script);
@@ -110,6 +112,10 @@ fn begin(mosaic: &Mosaic, remote: &Remote, life: Life) -> String {
     let runs = |object: &Value| condition(object, "SandboxReady") == "True";
     match life {
         Life::Delivered | Life::Expired => {}
+        Life::Moved => {
+            await_entry(mosaic, "intent", "EnsureGate", &uid);
+            remote.commit(&[("moved.txt", "moved")], "moves the base");
+        }
         Life::Suspended => {
             mosaic.wait(&uid, "the agent to run", runs);
             mosaic.call("PATCH", &format!("/agents/{uid}"), Some(&json!({"suspend": true})));
@@ -140,7 +146,7 @@ fn ended(mosaic: &Mosaic, uid: &str) -> Option<String> {
 
 fn run(case: Case) {
     let mut mosaic = Mosaic::start(&[]);
-    let gate_file = gates("sleep 0.1", "true");
+    let gate_file = gates(if case.life == Life::Moved { "sleep 0.5" } else { "sleep 0.1" }, "true");
     let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gate_file.as_str())]);
     let hook = remote.path.join("hooks/pre-receive");
     std::fs::create_dir_all(hook.parent().unwrap()).unwrap();

@@ -10,7 +10,9 @@ use mosaic::api::names::{Attempt, CommitId, GateName, Role, RunId, Uid};
 use mosaic::api::validate::{ValidAgent, validate};
 use mosaic::plan::action::{Action, ActionId};
 use mosaic::plan::fleet::Permit;
-use mosaic::plan::observed::{EndCause, Failure, FailureClass, Look, Observed, Outcome, RunEnd, SandboxSeen, SandboxState, WorkspaceSeen};
+use mosaic::plan::observed::{
+    EndCause, Failure, FailureClass, Look, Observed, Outcome, Resolved, RunEnd, SandboxSeen, SandboxState, WorkspaceSeen,
+};
 use mosaic::plan::{Desired, Plan, plan};
 use mosaic::store::{Kind, Record};
 use serde_json::{Value, json};
@@ -267,6 +269,19 @@ impl Facts {
 
 pub fn names(plan: &Plan) -> Vec<&'static str> {
     plan.actions.iter().map(Action::name).collect()
+}
+
+/// A repository with two gates, as `Resolve` finds it.
+pub fn resolved() -> Resolved {
+    Resolved {
+        remote: "file:///one".into(),
+        base_branch: mosaic::api::names::Branch::new("main").unwrap(),
+        base: sha(1),
+        target: None,
+        gate_source: "file".into(),
+        trusted: sha(1),
+        gates: vec![gate("tests", &[]), gate("lint", &["tests"])],
+    }
 }
 
 pub fn in_flight(actions: &[Action]) -> BTreeSet<ActionId> {

@@ -28,6 +28,7 @@ fn member(number: u32) -> Member {
         target: ("file:///one".into(), format!("branch-{number}")),
         depends_on: Vec::new(),
         place: Place::Waiting,
+        is_elsewhere: false,
         begun: false,
         version: 0,
     }

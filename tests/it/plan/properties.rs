@@ -5,9 +5,7 @@ use k8s_openapi::jiff::SignedDuration;
 use mosaic::api::condition;
 use mosaic::api::names::Role;
 use mosaic::plan::action::Action;
-use mosaic::plan::observed::{
-    EndCause, Failure, FailureClass, Integrated, Look, Observed, Outcome, Pushed, Resolved, SandboxState, Snapshot,
-};
+use mosaic::plan::observed::{EndCause, Failure, FailureClass, Integrated, Look, Observed, Outcome, Pushed, SandboxState, Snapshot};
 use mosaic::plan::retry::{GATE_TRIES_MAX, INFRASTRUCTURE_FAILURES_MAX};
 use mosaic::plan::status::ending;
 use proptest::prelude::*;
@@ -42,15 +40,7 @@ fn succeed(observed: &mut Observed, action: &Action, luck: u8, facts: &Facts) ->
     let Look::Seen(sandboxes) = &mut observed.sandboxes else { return Ok(Outcome::Done) };
     match action {
         Action::Resolve => {
-            return Ok(Outcome::Resolved(Resolved {
-                remote: "file:///one".into(),
-                base_branch: mosaic::api::names::Branch::new("main").unwrap(),
-                base: sha(1),
-                target: None,
-                gate_source: "file".into(),
-                trusted: sha(1),
-                gates: vec![gate("tests", &[]), gate("lint", &["tests"])],
-            }));
+            return Ok(Outcome::Resolved(resolved()));
         }
         Action::EnsureSandbox { run, .. } => {
             sandboxes.retain(|s| s.run != *run);

@@ -7,7 +7,7 @@ use mosaic::api::condition::{self, reason};
 use mosaic::api::names::Attempt;
 use mosaic::plan::action::Action;
 use mosaic::plan::gates::{GatesState, state};
-use mosaic::plan::observed::{EndCause, FailureClass, Integrated, Look, Outcome, Pushed, SandboxState, Snapshot};
+use mosaic::plan::observed::{EndCause, FailureClass, Integrated, Look, Outcome, Pushed, Resolved, SandboxState, Snapshot};
 use mosaic::plan::retry::{BASE_MOVES_MAX, GATE_TRIES_MAX, INFRASTRUCTURE_FAILURES_MAX, backoff};
 use mosaic::plan::status::{Ending, ending};
 use serde_json::json;
@@ -425,4 +425,38 @@ fn a_death_that_nobody_has_seen_is_told_beside_the_end() {
     let gone = condition::get(&plan.status.conditions, condition::CLEANED_UP).expect("it is told");
     assert_eq!(gone.status, "False");
     assert!(!gone.message.is_empty() && gone.reason != reason::CLEANING_UP, "{gone:?}");
+}
+
+#[test]
+fn an_agent_whose_controller_does_not_come_back_begins_again_from_a_new_look() {
+    let why = "its tree may still be elsewhere";
+    let gone = ended(agent_run(1), EndCause::Lost("its container ended".into()));
+    let mut facts = Facts::new(status(Stage::Passed), observed(vec![gone], None));
+    facts.status.installation = Some("another".into());
+    condition::set(&mut facts.status.conditions, condition::GATES_PASSED, true, reason::MET, "text", now());
+    facts.observed.workspace = Look::GivenUp(why.into());
+    assert_eq!(names(&facts.plan()), ["RemoveSandbox"], "what is left of it in the cluster goes first");
+    facts.observed.sandboxes = Look::Seen(vec![]);
+    let plan = facts.plan();
+    assert_eq!(names(&plan), Vec::<&str>::new());
+    assert_eq!((plan.status.installation.as_deref(), plan.status.attempt, plan.status.counts.infrastructure), (None, 1, 1));
+    // From here on it is this place's, where nothing of it is.
+    let mut here = Facts::new(plan.status, observed(vec![], None));
+    here.now = now() + k8s_openapi::jiff::SignedDuration::from_secs(30);
+    assert_eq!(names(&here.plan()), ["Resolve"]);
+    let look = |target: Option<u8>| {
+        let outcome = Outcome::Resolved(Resolved { target: target.map(sha), base: sha(7), ..resolved() });
+        with_outcome(observed(vec![], None), Action::Resolve, Ok(outcome))
+    };
+    here.observed = look(None);
+    let plan = here.plan();
+    assert_eq!(names(&plan), ["EnsureSandbox"]);
+    assert_eq!((plan.status.attempt, plan.status.workspace.and_then(|w| w.base_sha)), (2, Some(sha(7).to_string())));
+    // What passed may have been pushed by the one that is gone: then it is delivered, and nothing is done twice.
+    here.observed = look(Some(2));
+    let plan = here.plan();
+    assert_eq!((ending(&plan.status), plan.status.attempt), (Some(Ending::Completed), 1));
+    assert_eq!(plan.status.push.and_then(|push| push.sha), Some(sha(2).to_string()));
+    here.observed = look(Some(9));
+    assert_eq!(condition::get(&here.plan().status.conditions, condition::ADMITTED).unwrap().reason, reason::BRANCH_TAKEN);
 }

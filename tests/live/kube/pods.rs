@@ -24,8 +24,11 @@ const LABEL: &str = "labelSelector=app.kubernetes.io%2Fname%3Dmosaic-sandbox";
 const KINDS: [&str; 3] = ["/api/v1/pods", "/api/v1/secrets", "/apis/networking.k8s.io/v1/networkpolicies"];
 
 /// What pods of these tests are made with.
+#[derive(Clone)]
 pub struct Place {
     pub image: String,
+    /// Another image with init, which a first container brings; without `MOSAIC_TEST_INIT_IMAGE` the same one, which then brings it itself.
+    pub init_image: String,
     pub link_host: String,
 }
 
@@ -36,7 +39,15 @@ impl Place {
         if place.is_none() {
             skip(test, "no image and address for pods: name them in MOSAIC_TEST_POD_IMAGE and MOSAIC_TEST_LINK_HOST");
         }
-        place.map(|(image, link_host)| Self { image, link_host })
+        place.map(|(image, link_host)| {
+            let init_image = read("MOSAIC_TEST_INIT_IMAGE").unwrap_or_else(|| image.clone());
+            Self { image, init_image, link_host }
+        })
+    }
+
+    /// One whose image needs nobody to bring its init.
+    fn with_own_init(&self) -> Self {
+        Self { init_image: self.image.clone(), ..self.clone() }
     }
 
     /// Flags of a controller that runs its agents in pods.
@@ -56,7 +67,7 @@ impl Place {
             "--sandbox-image",
             &self.image,
             "--init-image",
-            &self.image,
+            &self.init_image,
             "--image-pull-policy",
             "Never",
         ];

@@ -1,16 +1,28 @@
 //! Whole jobs on Kubernetes records and pods.
 
-use super::{assert_no_objects_left, with_pods};
+use super::{Place, assert_no_objects_left, with_pods};
 use crate::harness::{Remote, condition, gates, task};
 use crate::jobs;
+use crate::kube::cluster::Cluster;
 use serde_json::json;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 
 #[test]
 fn a_job_goes_from_a_refused_round_to_a_verified_push() {
-    let Some((cluster, runtime, place)) = with_pods("kube::pods::jobs::a_job_goes_from_a_refused_round_to_a_verified_push") else {
+    let Some(pods) = with_pods("kube::pods::jobs::a_job_goes_from_a_refused_round_to_a_verified_push") else { return };
+    goes_from_a_refused_round_to_a_verified_push(pods);
+}
+
+#[test]
+fn a_job_in_an_image_with_init_of_its_own_goes_the_same_way() {
+    let Some((cluster, runtime, place)) = with_pods("kube::pods::jobs::a_job_in_an_image_with_init_of_its_own_goes_the_same_way") else {
         return;
     };
+    goes_from_a_refused_round_to_a_verified_push((cluster, runtime, place.with_own_init()));
+}
+
+fn goes_from_a_refused_round_to_a_verified_push((cluster, runtime, place): (Cluster, Runtime, Place)) {
     let mosaic = place.start(&[]);
     assert!(mosaic.log().contains("sandboxes: pod"), "{}", mosaic.log());
     let (remote, object) = jobs::refused_then_delivered(&mosaic);
@@ -26,7 +38,19 @@ fn a_job_goes_from_a_refused_round_to_a_verified_push() {
 
 #[test]
 fn what_an_agent_does_to_its_tree_arrives_as_it_is() {
-    let Some((cluster, runtime, place)) = with_pods("kube::pods::jobs::what_an_agent_does_to_its_tree_arrives_as_it_is") else { return };
+    let Some(pods) = with_pods("kube::pods::jobs::what_an_agent_does_to_its_tree_arrives_as_it_is") else { return };
+    a_tree_arrives_as_it_is(pods);
+}
+
+#[test]
+fn a_tree_arrives_as_it_is_from_an_image_with_init_of_its_own() {
+    let Some((cluster, runtime, place)) = with_pods("kube::pods::jobs::a_tree_arrives_as_it_is_from_an_image_with_init_of_its_own") else {
+        return;
+    };
+    a_tree_arrives_as_it_is((cluster, runtime, place.with_own_init()));
+}
+
+fn a_tree_arrives_as_it_is((cluster, runtime, place): (Cluster, Runtime, Place)) {
     let mosaic = place.start(&[]);
     let remote = Remote::new(
         mosaic.folder.path(),

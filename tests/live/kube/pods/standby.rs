@@ -3,7 +3,7 @@
 use super::kills::{cleaned_up, kill, repository, running};
 use super::{assert_no_objects_left, pods, processes, with_pods};
 use crate::controllers::{self, says, wait_until};
-use crate::harness::{program, task};
+use crate::harness::{Remote, condition, gates, program, task};
 use crate::kube::standby::ended_versions;
 use serde_json::json;
 use std::time::Duration;
@@ -17,6 +17,49 @@ fn a_stopped_leader_doubles_nothing_when_it_goes_on() {
     let repositories = ["--local-repos", shared.path().to_str().unwrap()];
     let controllers = [(); 3].map(|()| place.start(&repositories));
     controllers::stopped_leader_doubles_nothing(controllers, shared.path(), || ended_versions(&cluster, &runtime));
+    assert_no_objects_left(&cluster, &runtime);
+}
+
+#[test]
+fn an_agent_whose_controller_never_comes_back_begins_again_with_the_next_leader() {
+    let test = "kube::pods::standby::an_agent_whose_controller_never_comes_back_begins_again_with_the_next_leader";
+    let Some((cluster, runtime, place)) = with_pods(test) else { return };
+    let shared = tempfile::tempdir().unwrap();
+    let flags = ["--local-repos", shared.path().to_str().unwrap(), "--takeover-after", "10s"];
+    let [mut first, mut second] = [(); 2].map(|()| place.start(&flags));
+    let remote = Remote::new(shared.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
+    let mark = format!("again-{}-end", std::process::id());
+    let script = format!(r#"if grep -Eq '"attempt": *1,' /mosaic/task.json; then while :; do sleep 1; : {mark}; done; fi; echo x > x.txt"#);
+    let mut body = task(&remote, "again", &script);
+    body["sandbox"] = json!({ "driver": "pod" });
+    let uid = first.spawn(&body);
+    first.wait(&uid, "the run", |object| object["status"]["phase"] == "Running");
+    first.sigkill();
+    wait_until("the other one takes over", Duration::from_secs(10), || says(&second, "this controller leads"));
+    // It is waited for; then the pod is ended. Never do two of them live.
+    let mut attempts = Vec::new();
+    let began = std::time::Instant::now();
+    wait_until("its end", Duration::from_secs(180), || {
+        let object = second.object(&uid);
+        let (attempt, own) = (object["status"]["attempt"].as_u64().unwrap(), processes(&mark));
+        assert!(own == 0 || attempt == 1, "the first one lives beside attempt {attempt}");
+        attempts.push(attempt);
+        condition(&object, "CleanedUp") == "True"
+    });
+    println!("delivered by the next leader {:?} after the last one was gone for good", began.elapsed());
+    let object = second.object(&uid);
+    assert_eq!((attempts[0], &object["status"]["attempt"]), (1, &json!(2)));
+    assert_eq!(object["status"]["counts"]["infrastructure"], 1, "nobody is blamed: {:#}", object["status"]);
+    let name = object["status"]["push"]["ref"].as_str().unwrap();
+    assert_eq!(object["status"]["push"]["sha"].as_str(), remote.refs().get(name).map(String::as_str));
+    assert_eq!(remote.git(&["rev-list", "--count", &format!("main..{name}")]).trim(), "1", "one commit");
+    wait_until("its pods go", Duration::from_secs(20), || pods(&cluster, &runtime).is_empty());
+
+    // Should it come back after all, it changes nothing, and takes away what it has once it leads.
+    first.up();
+    second.sigterm();
+    first.assert_nothing_left();
+    assert_eq!((&first.object(&uid), remote.agent_refs().len()), (&object, 1));
     assert_no_objects_left(&cluster, &runtime);
 }
 
