@@ -20,14 +20,14 @@ mod maker;
 mod watch;
 mod word;
 
-use crate::api::names::{RunId, Secret};
+use crate::api::names::{Role, RunId, Secret};
 use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_EXIT, FILE_WAIT, WaitReport};
 use crate::sandbox::bridge::Bridge;
 use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::docker::labels;
 use crate::sandbox::folder::{MadeContainer, RunFolder};
 use crate::sandbox::link::LinkServer;
-use crate::sandbox::link::remote::{Authority, FILE_UNTAKEN};
+use crate::sandbox::link::remote::{Authority, FILE_UNTAKEN, age_of_files};
 use crate::sandbox::runs::status_of;
 use crate::sandbox::{Refusal, SandboxError};
 use crate::store::kube::call::Api;
@@ -263,11 +263,13 @@ impl Shared {
         self.link.close(&entry.run);
         let untaken: Option<String> = entry.folder.read(FILE_UNTAKEN)?;
         let has_report = entry.has_last_word();
+        let unsaid = || end.words.clone().unwrap_or_else(|| "its container ended without a word of its init".to_owned());
         let failed = match untaken {
             Some(why) => Some(format!("its files could not be taken back: {why}")),
             None if has_report => None,
-            None => Some(end.words.clone().unwrap_or_else(|| "its container ended without a word of its init".to_owned())),
+            None => Some(unsaid()),
         };
+        let failed = failed.map(|why| if entry.run.role == Role::Agent { format!("{why}; {}", age_of_files(&entry.folder)) } else { why });
         // Where nobody tells a code, init's report alone is not contradicted.
         let status = end.code.map(status_of);
         let word = WaitReport { failed, status, oom_kills: u64::from(end.oom_killed), ..WaitReport::default() };

@@ -20,6 +20,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use k8s_openapi::jiff::Timestamp;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -393,6 +394,14 @@ impl Remote {
 
 fn taken(folder: &RunFolder) -> io::Result<u64> {
     Ok(folder.read(FILE_TAKEN)?.unwrap_or(0))
+}
+
+/// How old what is here of a run's files is, for people.
+pub(crate) fn age_of_files(folder: &RunFolder) -> String {
+    match fs::metadata(folder.path().join(FILE_TAKEN)).and_then(|taken| taken.modified()).map(Timestamp::try_from) {
+        Ok(Ok(at)) => format!("its files are kept as they were at {at:.0}"),
+        Ok(Err(_)) | Err(_) => "its files are as they were before it began".to_owned(),
+    }
 }
 
 fn lay_out(path: &Path, folder: &RunFolder, spec: &StoredSpec) -> io::Result<()> {

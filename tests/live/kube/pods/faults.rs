@@ -1,10 +1,11 @@
 //! Controller and parts of the cluster are killed while agents work in pods.
 
 use super::{assert_no_objects_left, with_pods};
-use crate::harness::{Remote, gates, task};
+use crate::harness::{Remote, eventually, gates, task};
 use crate::kube::cluster::{Control, kubectl_says};
 use crate::{jobs, waves};
 use serde_json::json;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -44,4 +45,47 @@ fn jobs_are_done_once_while_parts_of_the_cluster_are_killed() {
     }
     jobs::each_note_is_delivered_once(&mosaic, &remote, &uids);
     assert_no_objects_left(&cluster, &runtime);
+}
+
+#[test]
+fn what_a_pod_had_sent_that_ends_without_a_word_is_kept_and_its_age_is_told() {
+    let test = "kube::pods::faults::what_a_pod_had_sent_that_ends_without_a_word_is_kept_and_its_age_is_told";
+    let Some((cluster, runtime, place)) = with_pods(test) else { return };
+    let mosaic = place.start(&[]);
+    let remote = Remote::new(mosaic.folder.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
+    let mark = format!("wordless-{}-end", std::process::id());
+    let script = format!("if [ -e one.txt ]; then echo two > two.txt; exit; fi; echo one > one.txt; while :; do sleep 1; : {mark}; done");
+    let uid = mosaic.spawn(&task(&remote, "wordless", &script));
+    eventually("its files to come", || holds(&mosaic.state().join("trees"), "one.txt"));
+    let init = init_of(&mark).expect("an init above the agent");
+    rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
+    let told = mosaic.wait(&uid, "what is kept", |object| object.to_string().contains("its files are kept as they were at 20"));
+    assert_eq!(told["status"]["counts"]["infrastructure"], 1, "{:#}", told["status"]);
+    let object = mosaic.wait_completed(&uid);
+    let name = object["status"]["push"]["ref"].as_str().unwrap();
+    assert_eq!(remote.git(&["show", &format!("{name}:one.txt")]), "one\n", "the first attempt's work");
+    assert_eq!(object["status"]["attempt"], 2);
+    mosaic.assert_nothing_left();
+    assert_no_objects_left(&cluster, &runtime);
+}
+
+/// Whether there is a file of that name beneath a folder.
+fn holds(folder: &Path, name: &str) -> bool {
+    std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| entry.file_name() == name || entry.file_type().is_ok_and(|kind| kind.is_dir()) && holds(&entry.path(), name))
+}
+
+/// The PID 1 of the pod in which a command with this text runs, as this machine numbers it.
+fn init_of(mark: &str) -> Option<rustix::process::Pid> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let agent = processes.into_iter().find(|pid| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains(mark)
+    })?;
+    let status = std::fs::read_to_string(format!("/proc/{agent}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
+    rustix::process::Pid::from_raw(parent)
 }
