@@ -8,6 +8,7 @@ pub mod flight;
 pub mod real;
 pub mod task;
 
+use crate::api::agent::Driver;
 use crate::api::names::{Epoch, Uid};
 use crate::api::validate::ValidAgent;
 use crate::plan::action::{ActionId, Effect};
@@ -51,6 +52,12 @@ pub enum EffectError {
 pub trait World: Send + Sync {
     /// Where this world is: the installation whose sandboxes and trees it can look at; `None`: it sees all there are.
     fn place(&self) -> Option<&str> {
+        None
+    }
+
+    /// The driver that the sandboxes of an agent's next attempt will be of; `None`: there is only one.
+    fn driver_of(&self, agent: &ValidAgent) -> Option<Driver> {
+        let _ = agent;
         None
     }
 

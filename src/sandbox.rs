@@ -257,6 +257,9 @@ pub trait Sandbox: Send + Sync {
     /// Could not look; the caller must take nothing for absent.
     fn observe<'a>(&'a self, uid: Option<&'a Uid>) -> BoxFuture<'a, Result<Vec<SandboxSeen>, SandboxError>>;
 
+    /// The driver of a new sandbox for whom asks for `wish`; `wants_image`: it names an image or a runtime.
+    fn driver_of(&self, wish: Driver, wants_image: bool) -> Driver;
+
     /// Looks at the sandboxes of an agent that another installation has made, as far as both can reach them: pods of one cluster. `None`: it cannot.
     /// `stop` and `remove` take their runs as well.
     /// # Errors

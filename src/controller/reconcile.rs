@@ -273,7 +273,7 @@ async fn pass(record: Record, is_kept: bool, ctx: &Context) -> Result<Option<Nex
     let now = (ctx.clock)();
     let mut decided = plan(&desired, &observed, &permit, now);
     debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
-    claim(&mut decided.status, ctx.world.place());
+    claim(&mut decided.status, &stored, &subject, &*ctx.world);
     if epoch == ENDS_ONLY {
         leave_word(&mut decided.status, &stored);
     }
@@ -345,10 +345,14 @@ fn permit_for(ctx: &Context, subject: &Subject) -> Permit {
     fleet.halt_on(namespace, &labels).unwrap_or(Permit::Granted)
 }
 
-/// From its first attempt an agent belongs to the place that begins it: its sandbox and tree are there, and no other place can look at them.
-fn claim(status: &mut AgentStatus, place: Option<&str>) {
+/// From its first attempt an agent belongs to the place that begins it: its sandbox and tree are there, and no other place can look at them. And
+/// each attempt has one driver, whatever the settings say later: what it may have left behind is known by that.
+fn claim(status: &mut AgentStatus, stored: &AgentStatus, subject: &Subject, world: &dyn World) {
     if status.attempt > 0 && status.installation.is_none() {
-        status.installation = place.map(str::to_owned);
+        status.installation = world.place().map(str::to_owned);
+    }
+    if status.attempt > stored.attempt {
+        status.driver = subject.agent.as_ref().and_then(|agent| world.driver_of(agent));
     }
 }
 

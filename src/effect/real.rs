@@ -1,6 +1,6 @@
 //! The real world: sandboxes, workspaces, gates and the store. One `match`, one arm per action, no decisions.
 
-use crate::api::agent::AgentStatus;
+use crate::api::agent::{AgentStatus, Driver};
 use crate::api::condition::{self, reason};
 use crate::api::names::{ANNOTATION_APPROVE_TAMPER, ANNOTATION_ENDED_BY, Branch, CommitId, Epoch, FINALIZER, Role, RunId, Uid};
 use crate::api::validate::ValidAgent;
@@ -120,8 +120,10 @@ impl RealWorld {
         };
         let lives = pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_)));
         let LookElsewhere { since, had_pods, .. } = self.looked(&subject.uid, is_deleted, !pods.is_empty(), lives);
-        let driver = record.status["sandbox"]["driver"].as_str().or(record.spec["sandbox"]["driver"].as_str());
-        let has_only_pods = driver.filter(|driver| *driver != "auto").map_or(had_pods, |driver| driver == "pod");
+        let of = |status: &serde_json::Value| status["driver"].as_str().map(str::to_owned);
+        // A record of before `status.driver` may say it otherwise.
+        let driver = of(&record.status).or_else(|| of(&record.status["sandbox"])).or_else(|| of(&record.spec["sandbox"]));
+        let has_only_pods = driver.filter(|driver| driver != "auto").map_or(had_pods, |driver| driver == "pod");
         if lives && is_deleted {
             (Look::Seen(pods), Look::Unknown(why))
         } else if !has_only_pods {
@@ -168,6 +170,10 @@ impl RealWorld {
 impl World for RealWorld {
     fn place(&self) -> Option<&str> {
         Some(&self.installation)
+    }
+
+    fn driver_of(&self, agent: &ValidAgent) -> Option<Driver> {
+        Some(self.parts.sandbox.driver_of(agent.driver, agent.image.is_some() || agent.runtime_class.is_some()))
     }
 
     fn observe<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Observed> {

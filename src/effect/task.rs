@@ -53,7 +53,7 @@ pub fn agent_run(agent: &ValidAgent, run: &RunId, epoch: Epoch, paths: TreePaths
     RunSpec {
         run: run.clone(),
         epoch,
-        driver: agent.driver,
+        driver: agent.status.driver.unwrap_or(agent.driver),
         image: agent.image.clone(),
         runtime_class: agent.runtime_class.clone(),
         agent: agent.full_name(),
@@ -81,7 +81,7 @@ pub fn gate_run(
     RunSpec {
         run: run.clone(),
         epoch,
-        driver: agent.driver,
+        driver: agent.status.driver.unwrap_or(agent.driver),
         image: agent.image.clone(),
         runtime_class: agent.runtime_class.clone(),
         agent: agent.full_name(),

@@ -184,11 +184,11 @@ impl Inner {
     }
 
     /// The driver of a new run.
-    fn driver_of(&self, spec: &RunSpec) -> Driver {
-        match spec.driver {
+    fn driver_of(&self, wish: Driver, wants_image: bool) -> Driver {
+        match wish {
             Driver::Auto => match *self.default() {
                 // Processes have no images and runtimes.
-                Driver::Process if spec.image.is_some() || spec.runtime_class.is_some() => Driver::Docker,
+                Driver::Process if wants_image => Driver::Docker,
                 default => default,
             },
             wanted => wanted,
@@ -196,13 +196,17 @@ impl Inner {
     }
 
     fn ensure(&self, spec: &RunSpec) -> Result<(), SandboxError> {
-        let driver = self.driver_of(spec);
+        let driver = self.driver_of(spec.driver, spec.image.is_some() || spec.runtime_class.is_some());
         let image = spec.image.as_deref().unwrap_or(self.docker.default_image());
         self.runs.ensure(spec, driver, &|run| self.make_ready(driver, Some((run, image))))
     }
 }
 
 impl Sandbox for Drivers {
+    fn driver_of(&self, wish: Driver, wants_image: bool) -> Driver {
+        self.inner.driver_of(wish, wants_image)
+    }
+
     fn ensure(&self, spec: RunSpec) -> BoxFuture<'_, Result<(), SandboxError>> {
         Box::pin(self.blocking(move |inner| inner.ensure(&spec)))
     }

@@ -45,6 +45,9 @@ pub struct AgentStatus {
     /// Installation (a state folder on a host) that began the first attempt: sandbox and tree are there, and only there can they be looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installation: Option<String>,
+    /// Which driver the sandboxes of the current attempt are made with, also where the spec says `auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<Driver>,
     /// The sandbox of the current attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<SandboxStatus>,

@@ -27,7 +27,7 @@ fn goes_from_a_refused_round_to_a_verified_push((cluster, runtime, place): (Clus
     assert!(mosaic.log().contains("sandboxes: pod"), "{}", mosaic.log());
     let (remote, object) = jobs::refused_then_delivered(&mosaic);
     let sandbox = &object["status"]["sandbox"];
-    assert_eq!(sandbox["driver"], "pod", "{sandbox}");
+    assert_eq!((&sandbox["driver"], &object["status"]["driver"]), (&json!("pod"), &json!("pod")), "{sandbox}");
     let isolation = sandbox["isolation"].as_array().unwrap();
     for name in ["network-policy", "seccomp", "no-capabilities", "init-untouchable", "memory:kernel", "pids:kernel"] {
         assert!(isolation.contains(&json!(name)), "{name}: {isolation:?}");

@@ -30,9 +30,7 @@ fn an_agent_whose_controller_never_comes_back_begins_again_with_the_next_leader(
     let remote = Remote::new(shared.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
     let mark = format!("again-{}-end", std::process::id());
     let script = format!(r#"if grep -Eq '"attempt": *1,' /mosaic/task.json; then while :; do sleep 1; : {mark}; done; fi; echo x > x.txt"#);
-    let mut body = task(&remote, "again", &script);
-    body["sandbox"] = json!({ "driver": "pod" });
-    let uid = first.spawn(&body);
+    let uid = first.spawn(&task(&remote, "again", &script));
     first.wait(&uid, "the run", |object| object["status"]["phase"] == "Running");
     first.sigkill();
     wait_until("the other one takes over", Duration::from_secs(10), || says(&second, "this controller leads"));
