@@ -120,7 +120,7 @@ fn wires() -> &'static Wires {
         let run = RunFolder::at(real);
         let id = |n: u32| if rustix_root() { n } else { own_id() };
         run.make(id(61_357), id(61_357)).unwrap();
-        let server = LinkServer::start(Default::default()).unwrap();
+        let server = LinkServer::start(Default::default(), false).unwrap();
         server.serve(&RunId { uid: uid(), attempt: Attempt(1), role: Role::Agent }, Epoch(1), 30_000, &run, Origin::Launched).unwrap();
         fs::create_dir(&forged).unwrap();
         let listener = UnixListener::bind(forged.join(SOCKET_CONTROL)).unwrap();

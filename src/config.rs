@@ -119,8 +119,8 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub pod_pending_max: Option<String>,
 
-    /// Where several controllers share a cluster: how long an agent in pods waits for the one that began it to lead again, before whoever leads
-    /// ends it there and begins it again, 10s to 24h [default: 15m]
+    /// Where several controllers share a cluster: how long an agent in pods of which nothing runs any more waits for the one that began it to
+    /// lead again, before whoever leads begins it again, 10s to 24h [default: 5m]
     #[arg(long, env = "MOSAIC_TAKEOVER_AFTER", value_name = "DURATION")]
     #[serde(deserialize_with = "scalar")]
     pub takeover_after: Option<String>,
@@ -351,7 +351,7 @@ pub struct Config {
     pub sandbox_uid: u32,
     /// A sandbox that hears nothing for so long ends itself.
     pub lease: Duration,
-    /// How long an agent in pods waits for the controller that began it to lead again.
+    /// How long an agent in pods of which nothing runs any more waits for the controller that began it to lead again.
     pub takeover_after: Duration,
     /// Name of author and committer.
     pub author_name: String,
@@ -401,7 +401,7 @@ impl Config {
             starting_max: check.number("starting-max", settings.starting_max, starting_default, 1, 1000),
             sandbox_uid: check.number("sandbox-uid", settings.sandbox_uid, 61_357, 1000, 2_000_000_000),
             lease: check.duration("lease", settings.lease, 30, 5, 600),
-            takeover_after: check.duration("takeover-after", settings.takeover_after, 900, 10, 86_400),
+            takeover_after: check.duration("takeover-after", settings.takeover_after, 300, 10, 86_400),
             author_name: check.line("author-name", settings.author_name, "Mosaic"),
             author_email: check.line("author-email", settings.author_email, "mosaic@localhost"),
             remote_timeout: check.duration("remote-timeout", settings.remote_timeout, 300, 1, 3600),

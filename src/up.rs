@@ -214,7 +214,7 @@ struct Parts {
 async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>, cleanups: Cleanups) -> Result<Parts, UpError> {
     let config = config.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let sandboxes = SandboxConfig { latch, cleanups: cleanups.clone(), ..sandbox_config(&config, installation)? };
+        let sandboxes = SandboxConfig { latch, is_gated: true, cleanups: cleanups.clone(), ..sandbox_config(&config, installation)? };
         if !sandboxes.allow_missing.is_empty() {
             let missing = sandboxes.allow_missing.join(", ");
             tracing::warn!(missing, "sandboxes may start without these primitives of isolation and limits");
@@ -359,19 +359,21 @@ fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, l
         journal: journal(&ledger, kept),
         wake,
         own_writes: OwnWrites::default(),
+        seen_in: Mutex::default(),
     });
     parts.sandbox.ask_before_grants(start_gate(Arc::downgrade(&ctx)));
     Wired { controller: Controller::new(ctx.clone(), trigger, queue), ctx }
 }
 
-/// Only who leads lets a run begin, and only one of an agent that no other place has taken over, however late its start is.
+/// Only who leads lets a run begin, and only one of an agent that no other place has taken over, as the store has said since then: however late its
+/// start is.
 fn start_gate(ctx: Weak<Context>) -> Gate {
     Arc::new(move |uid| {
         let Some(ctx) = ctx.upgrade() else { return Standing::Waits };
         let is_elsewhere = ctx.fleet().member(uid).map(|member| member.is_elsewhere);
         match is_elsewhere {
             Some(true) => Standing::Lost,
-            Some(false) if (ctx.epoch)().is_some() => Standing::Leads,
+            Some(false) if ctx.has_seen(uid) => Standing::Leads,
             Some(false) | None => Standing::Waits,
         }
     })

@@ -131,6 +131,7 @@ impl Rig {
             journal: Journal { transition: Arc::new(told), ..Journal::silent() },
             wake: Arc::new(move |key: Key| waker.wake(key)),
             own_writes: OwnWrites::default(),
+            seen_in: Mutex::default(),
         });
         let controller = Controller::new(ctx, trigger, queue);
         let progress = controller.progress();

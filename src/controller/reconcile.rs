@@ -22,6 +22,7 @@ use crate::store::{Key, Record, Store, StoreError};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use k8s_openapi::jiff::Timestamp;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -96,6 +97,8 @@ pub struct Context {
     pub wake: Arc<dyn Fn(Key) + Send + Sync>,
     /// What it has just written itself: that wakes nobody, and needs not be read again.
     pub own_writes: OwnWrites,
+    /// Agents under way, with the epoch in which a pass has last seen their record as it is stored: whose they are is known since then.
+    pub seen_in: Mutex<BTreeMap<Uid, Epoch>>,
 }
 
 impl Context {
@@ -149,8 +152,25 @@ impl Context {
         self.wake_all(woken);
     }
 
+    /// Notes that a record was seen as it is stored, of an agent that is under way.
+    fn note_seen(&self, uid: &Uid, epoch: Epoch, status: &AgentStatus) {
+        let mut seen_in = self.seen_in.lock().expect("nobody panics while holding it");
+        if status.attempt > 0 && ending(status).is_none() {
+            seen_in.insert(uid.clone(), epoch);
+        } else {
+            seen_in.remove(uid);
+        }
+    }
+
+    /// Whether a run of an agent may begin here, as far as the store has said since this controller leads.
+    pub fn has_seen(&self, uid: &Uid) -> bool {
+        let seen = self.seen_in.lock().expect("nobody panics while holding it").get(uid).copied();
+        seen.is_some() && seen == (self.epoch)()
+    }
+
     /// Forgets everything kept in memory for a record that is gone.
     pub fn forget(&self, key: &Key, uid: &Uid) {
+        self.seen_in.lock().expect("nobody panics while holding it").remove(uid);
         self.own_writes.forget(key);
         self.world.forget(uid);
     }
@@ -282,6 +302,7 @@ async fn pass(record: Record, is_kept: bool, ctx: &Context) -> Result<Option<Nex
         return Ok(None);
     }
     let wrote = store_status(ctx, &mut subject, &stored, &decided).await?;
+    ctx.note_seen(&subject.uid, epoch, &decided.status);
     if ending(&decided.status).is_some() {
         ctx.world.abandon(&subject.uid);
     }

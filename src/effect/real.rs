@@ -6,6 +6,7 @@ use crate::api::names::{ANNOTATION_APPROVE_TAMPER, ANNOTATION_ENDED_BY, Branch, 
 use crate::api::validate::ValidAgent;
 use crate::causes;
 use crate::effect::flight::{Ended, Flights};
+use crate::effect::waits::Waits;
 use crate::effect::{EffectError, Subject, World, task};
 use crate::gates::tamper::{Judges, evidence, tampering};
 use crate::gates::{GATES_FILE, GATES_FILE_BYTES_MAX, TrustedTree, gate_set, protected};
@@ -23,10 +24,10 @@ use crate::workspace::{
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long an agent that was deleted and whose pods were made by another controller waits for that one to take away what it has of it, from when
 /// they were seen to have ended.
@@ -42,21 +43,10 @@ pub struct RealWorld {
     installation: String,
     /// Highest epoch that was seen: effects of a lower one are refused.
     epoch_seen: AtomicU64,
-    /// How long an agent waits for the controller that has begun it to lead again.
+    /// How long an agent of which nothing runs any more waits for the controller that has begun it to lead again.
     takeover_after: Duration,
     /// Agents of elsewhere.
-    looks_elsewhere: Mutex<BTreeMap<Uid, LookElsewhere>>,
-}
-
-/// What this controller knows of an agent of elsewhere.
-#[derive(Clone, Copy)]
-struct LookElsewhere {
-    /// Since when its own controller is waited for: of one that is being deleted, since nothing of it was seen alive.
-    since: Instant,
-    /// Whether any look has shown pods.
-    had_pods: bool,
-    /// Whether it is being deleted: then the wait begins anew.
-    is_deleted: bool,
+    waits: Waits,
 }
 
 #[derive(Clone)]
@@ -82,8 +72,8 @@ impl RealWorld {
         takeover_after: Duration,
     ) -> Self {
         let parts = Parts { store, sandbox, workspaces, stop: Arc::default() };
-        let (epoch_seen, looks_elsewhere) = (AtomicU64::new(0), Mutex::default());
-        Self { parts: Arc::new(parts), flights, latch, installation, epoch_seen, takeover_after, looks_elsewhere }
+        let (epoch_seen, waits) = (AtomicU64::new(0), Waits::default());
+        Self { parts: Arc::new(parts), flights, latch, installation, epoch_seen, takeover_after, waits }
     }
 
     /// What can be said of an agent whose sandbox and tree are another installation's: nothing, unless it was stored that all of it was seen
@@ -99,19 +89,21 @@ impl RealWorld {
         Some(Err(why))
     }
 
-    /// The same by its pods, which can be looked at from here, for its own controller may never come back. Pods of an agent that is being deleted
-    /// are ended at once, others when that one had its time to lead again; what else is left is given up then. An agent that may have other
-    /// sandboxes is never let go.
+    /// The same by its pods, which can be looked at from here, for its own controller may never come back: once nothing of it has run for a while,
+    /// what else is left is given up. Pods of an agent that is being deleted are ended from here. One that may have other sandboxes is never let go.
     async fn look_elsewhere(&self, subject: &Subject, why: String) -> (Look<Vec<SandboxSeen>>, Look<Option<WorkspaceSeen>>) {
         let unknown = |why: &str| (Look::Unknown(why.to_owned()), Look::Unknown(why.to_owned()));
         let record = &subject.record;
         let other = record.status["installation"].as_str().unwrap_or_default();
+        let of = |status: &serde_json::Value| status["driver"].as_str().filter(|driver| *driver != "auto").map(str::to_owned);
+        // A record of before `status.driver` may say it otherwise.
+        let driver = of(&record.status).or_else(|| of(&record.status["sandbox"])).or_else(|| of(&record.spec["sandbox"]));
+        if driver.as_ref().is_some_and(|driver| driver != "pod") {
+            return unknown(&why);
+        }
         let is_deleted = record.metadata.deletion_timestamp.is_some();
-        let patience = if is_deleted { ELSEWHERE_PATIENCE } else { self.takeover_after };
-        let seconds = patience.as_secs();
-        let waits = self.looked(&subject.uid, is_deleted, false, false);
-        if !is_deleted && waits.since.elapsed() < patience {
-            return unknown(&format!("{why}; if that one does not lead again within {seconds} s, it begins again here"));
+        if let Some(told) = self.waits.told(&subject.uid).filter(|_| !is_deleted) {
+            return unknown(&told);
         }
         let pods = match self.parts.sandbox.observe_elsewhere(&subject.uid, other).await {
             Ok(Some(pods)) => pods,
@@ -119,33 +111,26 @@ impl RealWorld {
             Err(error) => return unknown(&causes::one_line(&error)),
         };
         let lives = pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_)));
-        let LookElsewhere { since, had_pods, .. } = self.looked(&subject.uid, is_deleted, !pods.is_empty(), lives);
-        let of = |status: &serde_json::Value| status["driver"].as_str().map(str::to_owned);
-        // A record of before `status.driver` may say it otherwise.
-        let driver = of(&record.status).or_else(|| of(&record.status["sandbox"])).or_else(|| of(&record.spec["sandbox"]));
-        let has_only_pods = driver.filter(|driver| driver != "auto").map_or(had_pods, |driver| driver == "pod");
+        let (since, had_pods) = self.waits.looked(&subject.uid, (other, is_deleted), !pods.is_empty(), lives);
+        let patience = if is_deleted { ELSEWHERE_PATIENCE } else { self.takeover_after };
+        let seconds = patience.as_secs();
         if lives && is_deleted {
-            (Look::Seen(pods), Look::Unknown(why))
-        } else if !has_only_pods {
-            unknown(&why)
-        } else if since.elapsed() < patience {
-            // What has ended is its own controller's to take away as well, while that may still come.
-            let text = format!("nothing of it runs any more; {why}, and has {seconds} s to take it away");
-            (Look::Seen(Vec::new()), Look::Unknown(text))
-        } else {
-            let text = format!("its tree may still be in the state folder of installation {other}, which did not come within {seconds} s");
-            (Look::Seen(pods), Look::GivenUp(text))
+            return (Look::Seen(pods), Look::Unknown(why));
         }
-    }
-
-    /// Notes what a look at an agent of elsewhere has shown.
-    fn looked(&self, uid: &Uid, is_deleted: bool, has_pods: bool, lives: bool) -> LookElsewhere {
-        let mut looks = self.looks_elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = LookElsewhere { since: Instant::now(), had_pods: has_pods, is_deleted };
-        let look = looks.entry(uid.clone()).or_insert(now);
-        let begins_anew = is_deleted && (lives || !look.is_deleted);
-        *look = LookElsewhere { had_pods: look.had_pods || has_pods, since: if begins_anew { now.since } else { look.since }, is_deleted };
-        *look
+        let has_only_pods = driver.is_some() || had_pods;
+        if lives || !has_only_pods {
+            self.waits.tell(&subject.uid, &why);
+            return unknown(&why);
+        }
+        if since.elapsed() >= patience {
+            let text = format!("its tree may still be in the state folder of installation {other}, which did not come within {seconds} s");
+            return (Look::Seen(pods), Look::GivenUp(text));
+        }
+        // What has ended is its own controller's to take away as well, while that may still come.
+        let what = if is_deleted { "take it away" } else { "lead again, or it begins again here" };
+        let text = format!("nothing of it runs any more; {why}, and has {seconds} s to {what}");
+        self.waits.tell(&subject.uid, &text);
+        (if is_deleted { Look::Seen(Vec::new()) } else { Look::Unknown(text.clone()) }, Look::Unknown(text))
     }
 
     /// What says whether an effect is still wanted. A kill counts from the moment that it is noted, also for what waits for its turn.
@@ -237,7 +222,7 @@ impl World for RealWorld {
         // Nothing of it is in flight where it was let go of; it may be where another controller has done that.
         self.flights.abandon(uid);
         self.flights.forget(uid);
-        self.looks_elsewhere.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.waits.forget(uid);
     }
 
     fn inventory(&self) -> BoxFuture<'_, Result<Inventory, EffectError>> {

@@ -52,8 +52,8 @@ const OUTPUT_PAUSE: Duration = Duration::from_millis(50);
 const TAKES_MAX: u32 = 3;
 /// How long a network policy may take to close a new pod's network.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
-/// Connections of which none stands by then are not let through: within one cluster each takes a millisecond.
-const CLOSED_AFTER: Duration = Duration::from_millis(100);
+/// Connections of which none stands by then are not let through: within one cluster each takes a millisecond, to an API server elsewhere more.
+const CLOSED_AFTER: Duration = Duration::from_millis(250);
 /// How many are tried at once: one packet may be lost.
 const CLOSED_TRIES: usize = 4;
 /// Pause before it is tried again: the policy may be on its way.

@@ -106,7 +106,10 @@ fn take_resolved(plan: &mut Plan, agent: &ValidAgent, resolved: &Resolved, now: 
         return deliver(plan, found, now);
     }
     let base_is_target = resolved.base_branch == agent.target_branch;
-    if let (Some(existing), false) = (&resolved.target, base_is_target) {
+    // An earlier push of this very agent, of which nobody could tell, is no reason.
+    if let (Some(existing), false) = (&resolved.target, base_is_target)
+        && !is_own_head(&plan.status, existing)
+    {
         let message = format!(
             "branch {} exists on {} already, at {existing}; choose another context.targetBranch or delete it there",
             agent.target_branch, resolved.remote

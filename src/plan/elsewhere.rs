@@ -5,18 +5,20 @@
 
 use crate::api::condition::reason;
 use crate::api::validate::ValidAgent;
+use crate::plan::Plan;
 use crate::plan::absorb::infrastructure_failure;
-use crate::plan::observed::Observed;
-use crate::plan::{Plan, teardown};
+use crate::plan::action::Action;
+use crate::plan::observed::{Look, Observed};
 use k8s_openapi::jiff::Timestamp;
 
-/// Takes over what was given up (`why`): first what is left of it is removed, then the record is this place's.
+/// Takes over what was given up (`why`), of which nothing lives. What is left of it in the cluster is removed once that is stored: whose it was
+/// learns from the record that somebody has seen its end.
 pub(super) fn begin_again(plan: &mut Plan, agent: &ValidAgent, observed: &Observed, why: &str, now: Timestamp) {
     if agent.suspend {
         return plan.wait(reason::SUSPENDED, format!("spec.suspend is true; it will begin again here: {why}"));
     }
-    if !teardown::clear_sandboxes(plan, observed, now) {
-        return;
+    if let Look::Seen(sandboxes) = &observed.sandboxes {
+        plan.actions.extend(sandboxes.iter().map(|seen| Action::RemoveSandbox { run: seen.run.clone() }));
     }
     plan.status.installation = None;
     plan.status.between_attempts = true;

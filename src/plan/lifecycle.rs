@@ -66,7 +66,8 @@ pub(super) fn live(plan: &mut Plan, desired: &Desired<'_>, agent: &ValidAgent, o
         plan.wait(reason::CANNOT_OBSERVE, text);
         return plan.requeue(RUNNING_RESYNC);
     }
-    if let Look::GivenUp(why) = &observed.workspace {
+    let lives = sandboxes.iter().any(|seen| !matches!(seen.state, SandboxState::Ended(_)));
+    if let (Look::GivenUp(why), false) = (&observed.workspace, lives) {
         return elsewhere::begin_again(plan, agent, observed, why, now);
     }
     let step = Step { desired, agent, observed, sandboxes, permit, now };

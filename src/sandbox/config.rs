@@ -60,6 +60,8 @@ pub struct SandboxConfig {
     pub output_bytes_max: u64,
     /// What was killed or halted outside the store: it is granted no start.
     pub latch: Arc<Latch>,
+    /// No run of an agent begins before `Drivers::ask_before_grants` was called.
+    pub is_gated: bool,
     /// Told of what is swept up.
     pub cleanups: Cleanups,
 }
@@ -79,6 +81,7 @@ impl SandboxConfig {
             start_timeout: Duration::from_secs(20),
             output_bytes_max: 8 * 1024 * 1024,
             latch: Arc::default(),
+            is_gated: false,
             cleanups: Cleanups::default(),
         }
     }

@@ -66,7 +66,7 @@ impl Drivers {
         warm::end_left(&state, &config.cleanups).map_err(cannot)?;
         let config = Arc::new(SandboxConfig { state, ..config });
         let docker = Arc::new(Docker::new(config.clone(), docker).map_err(cannot)?);
-        let link = Arc::new(LinkServer::start(config.latch.clone()).map_err(cannot)?);
+        let link = Arc::new(LinkServer::start(config.latch.clone(), config.is_gated).map_err(cannot)?);
         let pods = Arc::new(Pods::open(config.clone(), pods, link.clone())?);
         let makers: Vec<Arc<dyn Maker>> = vec![Arc::new(Process::new(config.clone())), docker.clone(), pods.clone()];
         let runs = Arc::new(Runs::open(config, makers, link).map_err(cannot)?);

@@ -90,7 +90,7 @@ struct Shared {
     epoch: AtomicU64,
     changes: broadcast::Sender<Uid>,
     latch: Arc<Latch>,
-    gate: Arc<OnceLock<Gate>>,
+    gate: Arc<Mutex<Gate>>,
     runs: Mutex<BTreeMap<RunId, Arc<RunLink>>>,
 }
 
@@ -117,7 +117,7 @@ enum Line {
 struct RunLink {
     run: RunId,
     latch: Arc<Latch>,
-    gate: Arc<OnceLock<Gate>>,
+    gate: Arc<Mutex<Gate>>,
     epoch: Epoch,
     /// How long a renewal is held: by the lease that this run was made with, whatever the configuration says now.
     hold: Duration,
@@ -134,10 +134,10 @@ struct RunLink {
 }
 
 impl LinkServer {
-    /// Starts the thread. What is latched is granted nothing.
+    /// Starts the thread. What is latched is granted nothing; `is_gated`: nobody else either before there is a gate.
     /// # Errors
     /// No thread or descriptors are left.
-    pub fn start(latch: Arc<Latch>) -> io::Result<Self> {
+    pub fn start(latch: Arc<Latch>, is_gated: bool) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (quit, quitting) = oneshot::channel::<()>();
@@ -145,7 +145,9 @@ impl LinkServer {
             let _ = runtime.block_on(quitting);
             runtime.shutdown_background();
         })?;
-        let (epoch, changes, gate) = (AtomicU64::new(0), broadcast::channel(CHANGES_KEPT).0, Arc::default());
+        let (epoch, changes) = (AtomicU64::new(0), broadcast::channel(CHANGES_KEPT).0);
+        let gate =
+            Arc::new(Mutex::new(if is_gated { Arc::new(|_: &Uid| Standing::Waits) as Gate } else { Arc::new(|_: &Uid| Standing::Leads) }));
         let shared = Shared { epoch, changes, latch, gate, runs: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), runtime: handle, quit: Some(quit), thread: Some(thread) })
     }
@@ -161,16 +163,15 @@ impl LinkServer {
         self.shared.changed(uid);
     }
 
-    /// From now on it asks before it grants a start: who must wait asks again. Without a gate only what is stopped, killed or halted is refused.
-    /// Set once.
+    /// From now on it asks before it grants a start: who must wait asks again.
     pub fn ask_before_grants(&self, gate: Gate) {
-        let _ = self.shared.gate.set(gate);
+        *self.shared.gate.lock().unwrap_or_else(PoisonError::into_inner) = gate;
     }
 
     /// What this controller is to an agent.
     #[must_use]
     pub fn standing(&self, uid: &Uid) -> Standing {
-        self.shared.gate.get().map_or(Standing::Leads, |gate| gate(uid))
+        standing(&self.shared.gate, uid)
     }
 
     /// Raises the epoch that answers carry.
@@ -437,6 +438,11 @@ async fn control(shared: Arc<Shared>, link: Arc<RunLink>, pid: Option<i32>, path
     }
 }
 
+fn standing(gate: &Mutex<Gate>, uid: &Uid) -> Standing {
+    let gate = gate.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    gate(uid)
+}
+
 fn plain(status: StatusCode) -> Answer {
     let mut response = Response::new(Full::default());
     *response.status_mut() = status;
@@ -522,7 +528,7 @@ impl RunLink {
         if halted || self.latch.killed(&self.run.uid).is_some() {
             return Ok(Some("its agent was killed, or everything is halted"));
         }
-        let standing = self.gate.get().filter(|_| !namespace.is_empty()).map_or(Standing::Leads, |gate| gate(&self.run.uid));
+        let standing = if namespace.is_empty() { Standing::Leads } else { standing(&self.gate, &self.run.uid) };
         match standing {
             Standing::Leads => {}
             Standing::Waits => return Err(io::Error::other("this controller does not lead")),

@@ -171,7 +171,7 @@ async fn await_end(state: &ServerState, last: &Record, uid: &Uid, started: Insta
     let mut seen = AgentView::of(last);
     loop {
         match in_time(state, started, look(state, last, uid, started)).await {
-            Ok(Look::Gone(ending)) => return ending,
+            Ok(Look::Gone(ending)) => return *ending,
             Ok(Look::StillThere(view)) => seen = *view,
             Err(problem) => return not_seen_gone(&seen, Some(&problem.detail), started),
         }
@@ -185,16 +185,16 @@ async fn await_end(state: &ServerState, last: &Record, uid: &Uid, started: Insta
 
 /// What one look at a record has shown.
 enum Look {
-    Gone(Ending),
+    Gone(Box<Ending>),
     StillThere(Box<AgentView>),
 }
 
 async fn look(state: &ServerState, last: &Record, uid: &Uid, started: Instant) -> Result<Look, Problem> {
     let present = state.store.get(&last.key()).await?.filter(|r| r.metadata.uid.as_deref() == Some(uid.as_str()));
-    let Some(record) = present else { return gone(state, last, uid, started).await.map(Look::Gone) };
+    let Some(record) = present else { return gone(state, last, uid, started).await.map(|ending| Look::Gone(Box::new(ending))) };
     let view = AgentView::of(&record);
     Ok(match seen_gone(&view) {
-        Some(message) => Look::Gone(ending(&view, true, started, message)),
+        Some(message) => Look::Gone(Box::new(ending(&view, true, started, message))),
         None => Look::StillThere(Box::new(view)),
     })
 }

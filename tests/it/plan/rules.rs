@@ -435,10 +435,8 @@ fn an_agent_whose_controller_does_not_come_back_begins_again_from_a_new_look() {
     facts.status.installation = Some("another".into());
     condition::set(&mut facts.status.conditions, condition::GATES_PASSED, true, reason::MET, "text", now());
     facts.observed.workspace = Look::GivenUp(why.into());
-    assert_eq!(names(&facts.plan()), ["RemoveSandbox"], "what is left of it in the cluster goes first");
-    facts.observed.sandboxes = Look::Seen(vec![]);
     let plan = facts.plan();
-    assert_eq!(names(&plan), Vec::<&str>::new());
+    assert_eq!(names(&plan), ["RemoveSandbox"], "behind the record that tells of it");
     assert_eq!((plan.status.installation.as_deref(), plan.status.attempt, plan.status.counts.infrastructure), (None, 1, 1));
     // From here on it is this place's, where nothing of it is.
     let mut here = Facts::new(plan.status, observed(vec![], None));
@@ -457,6 +455,9 @@ fn an_agent_whose_controller_does_not_come_back_begins_again_from_a_new_look() {
     let plan = here.plan();
     assert_eq!((ending(&plan.status), plan.status.attempt), (Some(Ending::Completed), 1));
     assert_eq!(plan.status.push.and_then(|push| push.sha), Some(sha(2).to_string()));
+    here.status.gates.push(verdict("tests", Verdict::Pass, 9, 0));
     here.observed = look(Some(9));
+    assert_eq!(names(&here.plan()), ["EnsureSandbox"], "an earlier push of its own is in nobody's way");
+    here.observed = look(Some(8));
     assert_eq!(condition::get(&here.plan().status.conditions, condition::ADMITTED).unwrap().reason, reason::BRANCH_TAKEN);
 }

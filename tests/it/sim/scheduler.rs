@@ -214,6 +214,7 @@ impl Sim {
             journal: Journal::silent(),
             wake: Arc::new(move |key| woken.lock().unwrap().push(key)),
             own_writes: OwnWrites::default(),
+            seen_in: Mutex::default(),
         }
     }
 

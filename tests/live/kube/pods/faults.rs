@@ -1,6 +1,6 @@
 //! Controller and parts of the cluster are killed while agents work in pods.
 
-use super::{assert_no_objects_left, with_pods};
+use super::{assert_no_objects_left, init_of, with_pods};
 use crate::harness::{Remote, eventually, gates, task};
 use crate::kube::cluster::{Control, kubectl_says};
 use crate::{jobs, waves};
@@ -76,16 +76,4 @@ fn holds(folder: &Path, name: &str) -> bool {
         .flatten()
         .flatten()
         .any(|entry| entry.file_name() == name || entry.file_type().is_ok_and(|kind| kind.is_dir()) && holds(&entry.path(), name))
-}
-
-/// The PID 1 of the pod in which a command with this text runs, as this machine numbers it.
-fn init_of(mark: &str) -> Option<rustix::process::Pid> {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let agent = processes.into_iter().find(|pid| {
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&command).contains(mark)
-    })?;
-    let status = std::fs::read_to_string(format!("/proc/{agent}/status")).ok()?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
-    rustix::process::Pid::from_raw(parent)
 }

@@ -1,7 +1,7 @@
 //! Several controllers on one cluster, each with a state folder and a link of its own, and agents in pods.
 
 use super::kills::{cleaned_up, kill, repository, running};
-use super::{assert_no_objects_left, pods, processes, with_pods};
+use super::{assert_no_objects_left, init_of, pods, processes, with_pods};
 use crate::controllers::{self, says, wait_until};
 use crate::harness::{Remote, condition, gates, program, task};
 use crate::kube::standby::ended_versions;
@@ -34,7 +34,11 @@ fn an_agent_whose_controller_never_comes_back_begins_again_with_the_next_leader(
     first.wait(&uid, "the run", |object| object["status"]["phase"] == "Running");
     first.sigkill();
     wait_until("the other one takes over", Duration::from_secs(10), || says(&second, "this controller leads"));
-    // It is waited for; then the pod is ended. Never do two of them live.
+    // As long as its pod is there it is waited for: that may hold its work. Never do two of them live.
+    std::thread::sleep(Duration::from_secs(15));
+    assert_eq!(second.object(&uid)["status"]["attempt"], 1);
+    assert!(processes(&mark) > 0, "and it is not ended");
+    rustix::process::kill_process(init_of(&mark).expect("an init above the agent"), rustix::process::Signal::KILL).unwrap();
     let mut attempts = Vec::new();
     let began = std::time::Instant::now();
     wait_until("its end", Duration::from_secs(180), || {
