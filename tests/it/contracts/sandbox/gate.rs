@@ -13,8 +13,9 @@ use mosaic::plan::observed::{EndCause, SandboxState};
 use mosaic::sandbox::SANDBOX_UID;
 use mosaic::sandbox::folder::{RunFolder, StoredSpec, log_path, short};
 use mosaic::sandbox::init_binary::find_init;
+use mosaic::sandbox::link::Standing;
 use mosaic::sandbox::runs::watchdog::WatchSpec;
-use mosaic::sandbox::{RunSpec, Sandbox};
+use mosaic::sandbox::{Drivers, RunSpec, Sandbox, SandboxConfig};
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -22,6 +23,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Writes the intent of a run as the driver does.
 fn intent(host: &Host, name: &str, script: &str) -> RunSpec {
@@ -141,6 +144,31 @@ async fn waiting_run_is_granted_by_the_next_controller() {
     let sandbox = host.open();
     assert_eq!(super::ended(&sandbox, &spec.run).await.cause, EndCause::Exited(0));
     assert_eq!(fs::read_to_string(spec.tree.join("ran")).unwrap(), "0022\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_begins_only_where_somebody_leads_and_has_not_lost_its_agent() {
+    let host = Host::new();
+    let [ours, lost] = ["gated-001", "gated-002"].map(|name| {
+        let spec = intent(&host, name, "echo ran > /workspace/ran");
+        launch(&host.folder(&spec.run));
+        spec
+    });
+    let sandbox = Drivers::process(SandboxConfig { is_gated: true, ..host.config() }).unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    sandbox.ask_before_grants(Arc::new(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Standing::Waits
+    }));
+    until("both ask again", || asked.load(Ordering::SeqCst) >= 6).await;
+    assert!(!ours.tree.join("ran").exists() && !lost.tree.join("ran").exists(), "nobody leads yet");
+    let uid = lost.run.uid.clone();
+    sandbox.ask_before_grants(Arc::new(move |of| if *of == uid { Standing::Lost } else { Standing::Leads }));
+    assert_eq!(super::ended(&sandbox, &ours.run).await.cause, EndCause::Exited(0));
+    let cause = super::ended(&sandbox, &lost.run).await.cause;
+    assert!(matches!(&cause, EndCause::NotStarted(why) if why.contains("taken its agent over")), "{cause:?}");
+    assert!(ours.tree.join("ran").exists() && !lost.tree.join("ran").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
