@@ -7,7 +7,7 @@
 pub mod flight;
 pub mod real;
 pub mod task;
-mod waits;
+pub mod waits;
 
 use crate::api::agent::Driver;
 use crate::api::names::{Epoch, Uid};

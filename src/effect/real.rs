@@ -27,7 +27,7 @@ use k8s_openapi::jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long an agent that was deleted and whose pods were made by another controller waits for that one to take away what it has of it, from when
 /// they were seen to have ended.
@@ -102,7 +102,7 @@ impl RealWorld {
             return unknown(&why);
         }
         let is_deleted = record.metadata.deletion_timestamp.is_some();
-        if let Some(told) = self.waits.told(&subject.uid).filter(|_| !is_deleted) {
+        if let Some(told) = self.waits.told(&subject.uid, Instant::now()).filter(|_| !is_deleted) {
             return unknown(&told);
         }
         let pods = match self.parts.sandbox.observe_elsewhere(&subject.uid, other).await {
@@ -111,7 +111,7 @@ impl RealWorld {
             Err(error) => return unknown(&causes::one_line(&error)),
         };
         let lives = pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_)));
-        let (since, had_pods) = self.waits.looked(&subject.uid, (other, is_deleted), !pods.is_empty(), lives);
+        let (since, had_pods) = self.waits.looked(&subject.uid, (other, is_deleted), !pods.is_empty(), lives, Instant::now());
         let patience = if is_deleted { ELSEWHERE_PATIENCE } else { self.takeover_after };
         let seconds = patience.as_secs();
         if lives && is_deleted {
@@ -119,7 +119,7 @@ impl RealWorld {
         }
         let has_only_pods = driver.is_some() || had_pods;
         if lives || !has_only_pods {
-            self.waits.tell(&subject.uid, &why);
+            self.waits.tell(&subject.uid, &why, Instant::now());
             return unknown(&why);
         }
         if since.elapsed() >= patience {
@@ -129,7 +129,7 @@ impl RealWorld {
         // What has ended is its own controller's to take away as well, while that may still come.
         let what = if is_deleted { "take it away" } else { "lead again, or it begins again here" };
         let text = format!("nothing of it runs any more; {why}, and has {seconds} s to {what}");
-        self.waits.tell(&subject.uid, &text);
+        self.waits.tell(&subject.uid, &text, Instant::now());
         (if is_deleted { Look::Seen(Vec::new()) } else { Look::Unknown(text.clone()) }, Look::Unknown(text))
     }
 

@@ -12,9 +12,9 @@ const GAP_MAX: Duration = Duration::from_secs(30);
 /// How long what was said of an agent that nobody wants to end stands: the API server is not asked for the pods of each of them every second.
 const TOLD_TIME: Duration = Duration::from_secs(5);
 
-/// What is known of all of them.
+/// What is known of all of them. The time is an argument.
 #[derive(Default)]
-pub(super) struct Waits {
+pub struct Waits {
     inner: Mutex<BTreeMap<Uid, Wait>>,
 }
 
@@ -33,22 +33,24 @@ impl Waits {
     }
 
     /// What was said of an agent a moment ago.
-    pub(super) fn told(&self, uid: &Uid) -> Option<String> {
+    #[must_use]
+    pub fn told(&self, uid: &Uid, now: Instant) -> Option<String> {
         let inner = self.inner();
         let (at, text) = inner.get(uid)?.told.as_ref()?;
-        (at.elapsed() < TOLD_TIME).then(|| text.clone())
+        (now.duration_since(*at) < TOLD_TIME).then(|| text.clone())
     }
 
     /// Says it.
-    pub(super) fn tell(&self, uid: &Uid, text: &str) {
+    pub fn tell(&self, uid: &Uid, text: &str, now: Instant) {
         if let Some(wait) = self.inner().get_mut(uid) {
-            wait.told = Some((Instant::now(), text.to_owned()));
+            wait.told = Some((now, text.to_owned()));
         }
     }
 
-    /// Notes what a look has shown: since when nothing was seen alive, and whether any look has shown pods.
-    pub(super) fn looked(&self, uid: &Uid, about: (&str, bool), has_pods: bool, lives: bool) -> (Instant, bool) {
-        let (about, now) = ((about.0.to_owned(), about.1), Instant::now());
+    /// Notes what a look has shown of an agent (`about`: whose it is, whether it is being deleted): since when nothing was seen alive, and whether
+    /// any look has shown pods.
+    pub fn looked(&self, uid: &Uid, about: (&str, bool), has_pods: bool, lives: bool, now: Instant) -> (Instant, bool) {
+        let about = (about.0.to_owned(), about.1);
         let mut inner = self.inner();
         let begun = Wait { about: about.clone(), since: now, looked: now, had_pods: false, told: None };
         let wait = inner.entry(uid.clone()).or_insert(begun);
@@ -60,7 +62,7 @@ impl Waits {
     }
 
     /// Forgets an agent whose record is gone.
-    pub(super) fn forget(&self, uid: &Uid) {
+    pub fn forget(&self, uid: &Uid) {
         self.inner().remove(uid);
     }
 }

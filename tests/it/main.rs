@@ -22,4 +22,5 @@ mod skip;
 mod tamper;
 mod tidy;
 mod tools;
+mod waits;
 mod workspace;
