@@ -1,8 +1,8 @@
 //! AGAIN AND AGAIN: a slim reflector cache and kube's `applier` as the one work queue for all stores.
 //!
 //! Watches, finished effects and sandbox events send keys (`trigger`); the queue merges doubles, never runs two passes of one record at
-//! once, and brings a record back when its pass asked for it. A pass (`reconcile`, `halts`) reads the record live, or has it as it was just written (`own`). `orphans` looks after
-//! what has no record. Nothing here decides; that is `plan`'s.
+//! once, and brings a record back when its pass asked for it. A pass (`reconcile`, `halts`) reads the record live, or has it as it was just
+//! written (`own`). `orphans` looks after what has no record. Nothing here decides; that is `plan`'s.
 
 pub mod cache;
 pub mod foresight;

@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 /// The record that a pass is about. `agent` is `None` when the spec does not decode: teardown needs metadata only.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// The record as read live in this pass (and written, if its status changed).
+    /// The record as this pass has it, read live or just written (and written again, if its status changed).
     pub record: Record,
     /// Its uid.
     pub uid: Uid,

@@ -4,6 +4,7 @@ use crate::api::names::Uid;
 use crate::causes;
 use crate::cleanups::{Cleanups, Stray};
 use crate::controller::reconcile::Context;
+use crate::plan::fleet::is_elsewhere;
 use crate::plan::observed::Inventory;
 use crate::plan::orphans::{KnownRecords, OrphanAction, plan_orphans};
 use crate::store::{Kind, Record, StoreError};
@@ -127,8 +128,8 @@ async fn pass(ctx: &Context, memory: &Memory, warned: &mut bool) -> Result<(), S
     }
     let here = ctx.world.place();
     let uid_of = async |record: Record| {
-        let is_here = record.status["installation"].as_str().is_none_or(|place| here.is_none_or(|here| here == place));
-        Ok(Uid::new(record.metadata.uid.unwrap_or_default()).ok().filter(|_| is_here))
+        let is_elsewhere = is_elsewhere(here, record.status["installation"].as_str());
+        Ok(Uid::new(record.metadata.uid.unwrap_or_default()).ok().filter(|_| !is_elsewhere))
     };
     let uids = records.try_filter_map(uid_of).try_collect().await.map_err(|error: StoreError| causes::one_line(&error))?;
     for action in plan_orphans(&inventory, &KnownRecords { uids, amnesia: forgot.is_some() }) {

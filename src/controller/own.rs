@@ -32,22 +32,6 @@ struct Inner {
     kept: VecDeque<(Timestamp, Record)>,
 }
 
-impl Inner {
-    fn is_own(&mut self, watched: &Record) -> bool {
-        let (key, version) = (watched.key(), version_of(watched));
-        let Some(entry) = self.echoes.get_mut(&key) else { return false };
-        if entry.writing {
-            entry.told = entry.told.max(version);
-            return true;
-        }
-        let is_echo = version <= entry.written;
-        if version >= entry.written {
-            self.echoes.remove(&key);
-        }
-        is_echo
-    }
-}
-
 /// What is known of this controller's writes to one record.
 #[derive(Debug, Clone, Copy, Default)]
 struct OwnWrite {
@@ -101,6 +85,22 @@ impl OwnWrites {
             inner.kept.pop_front();
         }
         inner.kept.push_back((now, record.clone()));
+    }
+}
+
+impl Inner {
+    fn is_own(&mut self, watched: &Record) -> bool {
+        let (key, version) = (watched.key(), version_of(watched));
+        let Some(entry) = self.echoes.get_mut(&key) else { return false };
+        if entry.writing {
+            entry.told = entry.told.max(version);
+            return true;
+        }
+        let is_echo = version <= entry.written;
+        if version >= entry.written {
+            self.echoes.remove(&key);
+        }
+        is_echo
     }
 }
 

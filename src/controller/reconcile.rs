@@ -14,7 +14,7 @@ use crate::controller::own::{OwnWrites, version_of};
 use crate::effect::{EffectError, Subject, World};
 use crate::kill::latch::Latch;
 use crate::plan::action::{Action, Effect};
-use crate::plan::fleet::{Fleet, Member, Permit, Place, place, place_seen_from};
+use crate::plan::fleet::{Fleet, Member, Permit, Place, is_elsewhere, place, place_seen_from};
 use crate::plan::observed::Observed;
 use crate::plan::status::ending;
 use crate::plan::{Desired, Plan, plan};
@@ -133,7 +133,7 @@ impl Context {
         let rerun_of = record.spec.get("rerunOf").and_then(|v| v.as_str()).map(str::to_owned);
         let member = Member::of(agent, labels, record.metadata.deletion_timestamp.is_some(), rerun_of, version_of(record));
         let here = self.world.place();
-        let is_elsewhere = here.zip(agent.status.installation.as_deref()).is_some_and(|(here, there)| here != there);
+        let is_elsewhere = is_elsewhere(here, agent.status.installation.as_deref());
         Member { place: place_seen_from(here, &agent.status), is_elsewhere, ..member }
     }
 

@@ -141,11 +141,16 @@ pub fn place(status: &AgentStatus) -> Place {
 /// The same, seen from an installation: what another one has begun goes on there alone.
 #[must_use]
 pub fn place_seen_from(installation: Option<&str>, status: &AgentStatus) -> Place {
-    let is_elsewhere = installation.zip(status.installation.as_deref()).is_some_and(|(here, there)| here != there);
     match place(status) {
-        Place::Waiting | Place::Starting | Place::Running if is_elsewhere => Place::Elsewhere,
+        Place::Waiting | Place::Starting | Place::Running if is_elsewhere(installation, status.installation.as_deref()) => Place::Elsewhere,
         place => place,
     }
+}
+
+/// Whether what a record says of its installation is another one than this.
+#[must_use]
+pub fn is_elsewhere(here: Option<&str>, there: Option<&str>) -> bool {
+    here.zip(there).is_some_and(|(here, there)| here != there)
 }
 
 /// A halt in force.

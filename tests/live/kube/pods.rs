@@ -106,14 +106,18 @@ fn assert_no_objects_left(cluster: &Cluster, runtime: &Runtime) {
 
 /// Processes of this machine whose command line holds a text: what a pod of a cluster on this very machine runs.
 fn processes(text: &str) -> usize {
-    let holds = |entry: std::fs::DirEntry| -> bool {
-        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let state = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+    pids(text).len()
+}
+
+/// The same, by their numbers.
+fn pids(text: &str) -> Vec<u32> {
+    let holds = |pid: &u32| -> bool {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         String::from_utf8_lossy(&command).contains(text) && !state.contains(") Z ")
     };
-    let own = std::process::id().to_string();
-    let others = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| entry.file_name().to_string_lossy() != own);
-    others.filter_map(|entry| holds(entry).then_some(())).count()
+    let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    all.filter(|pid| *pid != std::process::id() && holds(pid)).collect()
 }
 
 /// Cuts the network between pods and one controller. The packet filter of this machine must be ours.
@@ -169,12 +173,7 @@ fn until(what: &str, holds: impl Fn() -> bool) -> u128 {
 
 /// The PID 1 of the pod in which a command with this text runs, as this machine numbers it.
 pub fn init_of(mark: &str) -> Option<rustix::process::Pid> {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let agent = processes.into_iter().find(|pid| {
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&command).contains(mark)
-    })?;
-    let status = std::fs::read_to_string(format!("/proc/{agent}/status")).ok()?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pids(mark).first()?)).ok()?;
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
     rustix::process::Pid::from_raw(parent)
 }
