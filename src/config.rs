@@ -69,7 +69,7 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub sandbox_image: Option<String>,
 
-    /// Containers that are made and started ahead, 0 to 50, for agents that ask for no other image, runtime or limits; each takes some megabytes of memory, and nothing of an agent is in it [default: 0]
+    /// Sandboxes that are made and started ahead, 0 to 50: pods of each kind (namespace, image, runtime, limits) that was asked for within an hour, or where none are made containers, for agents that ask for no other image, runtime or limits; each takes some megabytes of memory, and nothing of an agent is in it [default: 0]
     #[arg(long, env = "MOSAIC_WARM", value_name = "NUMBER")]
     #[serde(deserialize_with = "scalar")]
     pub warm: Option<String>,
@@ -333,7 +333,7 @@ pub struct Config {
     pub driver: Driver,
     /// Image of containers whose agents name none.
     pub sandbox_image: String,
-    /// Containers that are made and started ahead.
+    /// Sandboxes that are made and started ahead.
     pub warm: usize,
     /// How pods are made; `None`: they are not.
     pub pods: Option<PodConfig>,

@@ -39,6 +39,7 @@ use crate::tools;
 use crate::workspace::{SnapshotLimits, TreeModeWish, WorkspaceConfig, Workspaces};
 use futures::{FutureExt, TryStreamExt};
 use k8s_openapi::jiff::{Timestamp, Unit};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -129,7 +130,7 @@ impl Running {
         let sandbox = self.sandbox;
         let ending = tokio::task::spawn_blocking(move || sandbox.end_prepared());
         if tokio::time::timeout(CONTROLLER_SHUTDOWN_MAX, ending).await.is_err() {
-            tracing::warn!("the engine did not remove what was prepared in time; the next start does");
+            tracing::warn!("not all that was prepared was removed in time; the next start does");
         }
         let _ = std::fs::remove_file(self.state.join("server"));
         self.kept.leadership.resign().await;
@@ -228,10 +229,8 @@ async fn open_parts(config: &Config, installation: String, latch: Arc<Latch>, cl
         let workspaces = WorkspaceConfig { tree_mode, cleanups, ..workspace_config(&config) };
         let workspaces = Arc::new(Workspaces::open(workspaces).map_err(part("the workspaces"))?);
         let chosen = format!("sandboxes: {driver:?}; trees: {:?}", workspaces.tree_mode()).to_lowercase();
-        let warm = (config.warm > 0).then(|| match sandbox.keep_warm(config.warm) {
-            Ok(()) => format!("containers are kept prepared: {}", config.warm),
-            Err(why) => format!("no containers are prepared: {why}"),
-        });
+        let warm =
+            (config.warm > 0).then(|| sandbox.keep_warm(config.warm).unwrap_or_else(|why| format!("no containers are prepared: {why}")));
         let notes = [chosen].into_iter().chain(why).chain(warm).chain(tools).collect();
         Ok(Parts { sandbox: Arc::new(sandbox), workspaces, notes })
     });
@@ -370,6 +369,10 @@ fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, l
 fn start_gate(ctx: Weak<Context>) -> Gate {
     Arc::new(move |uid| {
         let Some(ctx) = ctx.upgrade() else { return Standing::Waits };
+        let Some(uid) = uid else {
+            let is_halted = ctx.fleet().halt_on("", &BTreeMap::new()).is_some();
+            return if (ctx.epoch)().is_some() && !is_halted { Standing::Leads } else { Standing::Waits };
+        };
         let is_elsewhere = ctx.fleet().member(uid).map(|member| member.is_elsewhere);
         match is_elsewhere {
             Some(true) => Standing::Lost,

@@ -10,7 +10,7 @@ use crate::lifecycle::{quiet, sample_remote};
 use crate::table::{Figure, Part};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use mosaic::config::{Config, Settings};
 use mosaic::kill::admin;
 use mosaic::kill::receipt::KillRequest;
@@ -30,6 +30,8 @@ const WAVE: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How often the process table is read.
 const LOOK: Duration = Duration::from_millis(5);
+/// How long what was prepared last has until its init asks.
+const PREPARED_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a record has gone.
 const SLOW_LOOK: Duration = Duration::from_millis(200);
 
@@ -40,6 +42,8 @@ struct Bench {
     remote: String,
     image: String,
     pods: Api<Pod>,
+    /// How many pods are kept prepared.
+    warm: usize,
 }
 
 /// Measures the part.
@@ -55,50 +59,79 @@ pub fn measure() -> Part {
 }
 
 async fn ratios(folder: &Path, image: String, host: &str) -> Part {
-    let (remote, state) = (sample_remote(folder), folder.join("state"));
-    let settings = Settings {
-        listen: Some("127.0.0.1:0".to_owned()),
-        store: Some("kube".to_owned()),
-        driver: Some("pod".to_owned()),
-        local_repos: vec![folder.to_str().expect("a plain path").to_owned()],
-        init: std::env::var("MOSAIC_INIT").ok(),
-        link_address: Some(format!("{host}:0")),
-        link_listen: Some("0.0.0.0:0".to_owned()),
-        sandbox_image: Some(image.clone()),
-        init_image: Some(image.clone()),
-        image_pull_policy: Some("Never".to_owned()),
-        running_max: Some(WAVE.to_string()),
-        starting_max: Some(WAVE.to_string()),
-        ..Settings::default()
-    };
-    let config = Config::from_settings(settings, state.clone(), None).expect("plain settings");
-    let up = up::start(&config).await.expect("mosaic up starts");
-    let client = kube::Client::try_default().await.expect("a cluster");
-    let bench = Bench { up, state, remote, image, pods: Api::namespaced(client, "default") };
+    let remote = sample_remote(folder);
     let mut part = Part::default();
+    let bench = Bench::open(folder, &remote, &image, host, 0).await;
     bench.starts("pod, declared to first instruction / raw pod", 1.10, 1, TURNS, &mut part).await;
     bench.starts("ten pods at once / ten raw ones", 1.20, WAVE, WAVES, &mut part).await;
     bench.kills(&mut part).await;
+    bench.up.shutdown().await;
+    let bench = Bench::open(folder, &remote, &image, host, WAVE).await;
+    bench.starts("prepared pod, declared to first instruction / raw pod", 1.10, 1, TURNS, &mut part).await;
+    bench.starts("ten prepared pods at once / ten raw ones", 1.20, WAVE, WAVES, &mut part).await;
+    bench.up.shutdown().await;
     part.foot.push(
         "pods: both sides by the process table of the node, which is this machine; ours with workspace and closed network.".to_owned(),
     );
-    bench.up.shutdown().await;
     part
 }
 
 impl Bench {
+    async fn open(folder: &Path, remote: &str, image: &str, host: &str, warm: usize) -> Self {
+        let state = folder.join(format!("state-{warm}"));
+        let settings = Settings {
+            listen: Some("127.0.0.1:0".to_owned()),
+            store: Some("kube".to_owned()),
+            driver: Some("pod".to_owned()),
+            local_repos: vec![folder.to_str().expect("a plain path").to_owned()],
+            init: std::env::var("MOSAIC_INIT").ok(),
+            link_address: Some(format!("{host}:0")),
+            link_listen: Some("0.0.0.0:0".to_owned()),
+            sandbox_image: Some(image.to_owned()),
+            init_image: Some(image.to_owned()),
+            image_pull_policy: Some("Never".to_owned()),
+            running_max: Some(WAVE.to_string()),
+            starting_max: Some(WAVE.to_string()),
+            warm: Some(warm.to_string()),
+            ..Settings::default()
+        };
+        let config = Config::from_settings(settings, state.clone(), None).expect("plain settings");
+        let up = up::start(&config).await.expect("mosaic up starts");
+        let client = kube::Client::try_default().await.expect("a cluster");
+        Self { up, state, remote: remote.to_owned(), image: image.to_owned(), pods: Api::namespaced(client, "default"), warm }
+    }
+
+    /// Waits until as many pods are prepared as there shall be, and all is quiet.
+    async fn settled(&self) {
+        let started = Instant::now();
+        let prepared = ListParams::default().labels("mosaicstack.dev/role=prepared");
+        let runs =
+            |pod: &Pod| pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()).any(|c| c.started == Some(true));
+        while self.pods.list(&prepared).await.expect("a list").iter().filter(|pod| runs(pod)).count() < self.warm {
+            assert!(started.elapsed() < PATIENCE, "no pods are prepared");
+            tokio::time::sleep(SLOW_LOOK).await;
+        }
+        if self.warm > 0 {
+            tokio::time::sleep(PREPARED_PAUSE).await;
+        }
+        quiet(&self.up).await;
+    }
+
     async fn starts(&self, name: &str, goal: f64, count: usize, turns: usize, part: &mut Part) {
         let (mut ours, mut floor) = (Vec::new(), Vec::new());
         for turn in 0..=turns {
-            quiet(&self.up).await;
-            let mark = format!("ours-{count}-{turn}-end");
+            // The first one warms up, and says what is to be prepared.
+            if turn > 0 {
+                self.settled().await;
+            }
+            let mark = format!("ours-{}-{count}-{turn}-end", self.warm);
             let (keys, took) = self.start(&mark, count).await;
             self.kill(&keys).await;
-            let raw_mark = format!("raw-{count}-{turn}-end");
+            self.settled().await;
+            let raw_mark = format!("raw-{}-{count}-{turn}-end", self.warm);
             let (names, raw_took) = self.start_raw(&raw_mark, count).await;
             self.delete_raw(&names).await;
             until("the raw processes go", || processes(&raw_mark) == 0).await;
-            // The first one warms up.
             if turn > 0 {
                 ours.push(took);
                 floor.push(raw_took);

@@ -1,6 +1,6 @@
 //! `mosaic-init pod`: PID 1 of a pod's container. What an engine and the host's files are for the other drivers is here the link alone.
 //!
-//! make itself untouchable -> ask how to begin -> fetch tree, HOME and base objects, checked as a whole -> `init::run`: look from inside, ask
+//! make itself untouchable -> ask how to begin, for as long as nobody has a use for it -> fetch tree, HOME and base objects, checked as a whole -> `init::run`: look from inside, ask
 //! for the grant, execute, report. Beside it a thread carries output away, and now and then what has changed in tree and HOME. When the
 //! command has ended the rest follows, then the last word; only when the controller has all of it does this process end, and with it the pod.
 //!
@@ -56,6 +56,8 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 const CLOSED_AFTER: Duration = Duration::from_millis(250);
 /// How many are tried at once: one packet may be lost.
 const CLOSED_TRIES: usize = 4;
+/// How often a pod that waits for its run looks again whether its network is closed.
+const CLOSED_INTERVAL: Duration = Duration::from_secs(30);
 /// Pause before it is tried again: the policy may be on its way.
 const CLOSING_PAUSE: Duration = Duration::from_millis(20);
 /// Folders of the pod's volume, as they are seen at their own places later.
@@ -99,9 +101,23 @@ pub(super) fn run() -> i32 {
 }
 
 fn begin(dialer: &Arc<Dialer>) -> Result<i32, String> {
-    let policy = std::thread::Builder::new().spawn(is_closed).map_err(|e| e.to_string())?;
+    let look = || std::thread::Builder::new().spawn(is_closed).map_err(|e| e.to_string());
+    let (mut policy, mut looked_at) = (look()?, Instant::now());
     let mut line = Line::new(dialer.clone());
-    let answer = persist(&mut line, PATH_BEGIN, About::default(), b"", BEGIN_PATIENCE).map_err(|e| format!("failed to begin: {e}"))?;
+    let answer = loop {
+        let answer = persist(&mut line, PATH_BEGIN, About::default(), b"", BEGIN_PATIENCE).map_err(|e| format!("failed to begin: {e}"))?;
+        if !answer.is_empty() {
+            break answer;
+        }
+        // It was made ahead. Whatever takes the policy away meanwhile, what is claimed later has a closed network.
+        if looked_at.elapsed() >= CLOSED_INTERVAL {
+            let before = std::mem::replace(&mut policy, look()?);
+            looked_at = Instant::now();
+            if !before.join().unwrap_or(false) {
+                return Err("its network is not closed".to_owned());
+            }
+        }
+    };
     let beginning: Beginning = serde_json::from_slice(&answer).map_err(|e| format!("failed to begin: {e}"))?;
     let report = match prepare(&mut line, &beginning, policy) {
         Ok(prepared) => return Ok(live(dialer, line, &beginning, prepared)),
@@ -192,7 +208,7 @@ impl std::fmt::Display for Failed {
     }
 }
 
-/// Asks until there is an answer. What was heard twice is done once.
+/// Asks until there is an answer; one without content to the question how to begin: not yet. What was heard twice is done once.
 fn persist(line: &mut Line, path: &str, about: About<'_>, body: &[u8], patience: Duration) -> Result<Vec<u8>, Failed> {
     let until = Instant::now() + patience;
     let answer_patience = match path {
@@ -202,7 +218,7 @@ fn persist(line: &mut Line, path: &str, about: About<'_>, body: &[u8], patience:
     };
     loop {
         let why = match line.ask_once(path, about, body, answer_patience) {
-            Ok((200, answer)) => return Ok(answer),
+            Ok((200 | 202, answer)) => return Ok(answer),
             Ok((403 | 404 | 410, _)) => return Err(Failed::Refused),
             Ok((409 | 422, answer)) => return Err(Failed::Odd(String::from_utf8_lossy(&answer).into_owned())),
             Ok((status, _)) => format!("the controller answers {status}"),

@@ -215,10 +215,14 @@ impl Strike<'_> {
                     }
                     // Somebody took its folder: it is known by its name alone. The start gate knows no such run any more.
                     Ok(None) if !is_there() => {
+                        // One that was made ahead has another name than one that was made for the run.
+                        let is_its = |pod: &&Pod| run_of(pod).is_some_and(|(run, _)| run == target.run);
+                        let shown = self.shown().await.ok().and_then(|view| view.pods.values().find(is_its).map(key_of));
                         let Some((namespace, _)) = target.agent.split_once('/') else {
                             return Saw::Unknown("its folder is gone, and nothing tells the namespace of its pod".to_owned());
                         };
-                        break ((namespace.to_owned(), container_name(&self.path.installation, &target.run)), None);
+                        let by_name = || (namespace.to_owned(), container_name(&self.path.installation, &target.run));
+                        break (shown.unwrap_or_else(by_name), None);
                     }
                     Ok(None) if Instant::now() + LAST_LOOK >= self.until => return Saw::Coming,
                     Ok(None) => tokio::time::sleep(LOOK_PAUSE).await,

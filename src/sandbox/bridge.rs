@@ -28,9 +28,19 @@ impl Bridge {
 
     /// Waits for the end of a call, which must have a time limit.
     pub(crate) fn wait<T: Send + 'static>(&self, call: impl Future<Output = T> + Send + 'static) -> T {
+        self.wait_beside(call, || ()).0
+    }
+
+    /// The same, doing something else meanwhile.
+    pub(crate) fn wait_beside<T: Send + 'static, U>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+        work: impl FnOnce() -> U,
+    ) -> (T, U) {
         let (sender, receiver) = mpsc::sync_channel(1);
         self.begin(async move { drop(sender.send(call.await)) });
-        receiver.recv().expect("the runtime outlives the call, and the call ends")
+        let done = work();
+        (receiver.recv().expect("the runtime outlives the call, and the call ends"), done)
     }
 
     /// Waits for the end of a call; `None`: it was not wanted any more and is broken off.

@@ -94,16 +94,28 @@ impl Drivers {
         self.inner.make_ready(driver, None)
     }
 
-    /// Keeps so many containers of the default image prepared from now on, for agents that ask for nothing else.
+    /// Keeps so many sandboxes prepared from now on. Where pods are made: pods, of each shape that was asked for lately; else containers of the
+    /// default image, for agents that ask for nothing else. Returns what is kept, in words.
     /// # Errors
     /// In words: why none can be prepared here. Agents are started all the same.
-    pub fn keep_warm(&self, count: usize) -> Result<(), String> {
-        self.inner.docker.keep_warm(count)
+    pub fn keep_warm(&self, count: usize) -> Result<String, String> {
+        if self.inner.pods.link().is_some() {
+            self.inner.pods.keep_warm(count);
+            return Ok(format!("pods are kept prepared: {count} of each kind that was asked for within an hour"));
+        }
+        self.inner.docker.keep_warm(count).map(|()| format!("containers are kept prepared: {count}"))
+    }
+
+    /// How many pods wait for a run, and why there are not more, if something is in the way.
+    #[must_use]
+    pub fn prepared_pods(&self) -> (usize, Option<String>) {
+        self.inner.pods.prepared()
     }
 
     /// Ends and removes what is prepared; blocks.
     pub fn end_prepared(&self) {
         self.inner.docker.end_prepared();
+        self.inner.pods.end_prepared();
     }
 
     /// What runs that ask for nothing are made with from now on.

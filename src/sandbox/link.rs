@@ -30,7 +30,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use k8s_openapi::jiff::Timestamp;
-use remote::Remote;
+use remote::{Remote, Waiting};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
@@ -75,8 +75,8 @@ pub enum Standing {
     Lost,
 }
 
-/// Says what this controller is to an agent at the moment.
-pub type Gate = Arc<dyn Fn(&Uid) -> Standing + Send + Sync>;
+/// Says what this controller is to an agent at the moment; `None`: whether it leads, and not everything is halted.
+pub type Gate = Arc<dyn Fn(Option<&Uid>) -> Standing + Send + Sync>;
 
 /// Serves the control sockets of all runs.
 pub struct LinkServer {
@@ -92,6 +92,8 @@ struct Shared {
     latch: Arc<Latch>,
     gate: Arc<Mutex<Gate>>,
     runs: Mutex<BTreeMap<RunId, Arc<RunLink>>>,
+    /// Pods that wait for a run, by the names that they say.
+    waiting: Mutex<BTreeMap<String, Arc<Waiting>>>,
 }
 
 /// Whose init it is that asks.
@@ -101,8 +103,8 @@ pub enum Origin {
     /// A container's, which is handed everything over; with the run's lock, which is kept until it takes it. `None`: it is taken when it comes,
     /// unless it has come already.
     Contained(Option<File>),
-    /// A pod's, known by its token.
-    Remote(Secret),
+    /// A pod's, known by the name that it was given, and its token.
+    Remote(String, Secret),
 }
 
 /// How the init of a run reaches us.
@@ -146,9 +148,9 @@ impl LinkServer {
             runtime.shutdown_background();
         })?;
         let (epoch, changes) = (AtomicU64::new(0), broadcast::channel(CHANGES_KEPT).0);
-        let gate =
-            Arc::new(Mutex::new(if is_gated { Arc::new(|_: &Uid| Standing::Waits) as Gate } else { Arc::new(|_: &Uid| Standing::Leads) }));
-        let shared = Shared { epoch, changes, latch, gate, runs: Mutex::default() };
+        let before = if is_gated { Standing::Waits } else { Standing::Leads };
+        let gate = Arc::new(Mutex::new(Arc::new(move |_: Option<&Uid>| before) as Gate));
+        let shared = Shared { epoch, changes, latch, gate, runs: Mutex::default(), waiting: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), runtime: handle, quit: Some(quit), thread: Some(thread) })
     }
 
@@ -168,9 +170,9 @@ impl LinkServer {
         *self.shared.gate.lock().unwrap_or_else(PoisonError::into_inner) = gate;
     }
 
-    /// What this controller is to an agent.
+    /// What this controller is to an agent; `None`: to all of them, which wait while everything is halted.
     #[must_use]
-    pub fn standing(&self, uid: &Uid) -> Standing {
+    pub fn standing(&self, uid: Option<&Uid>) -> Standing {
         standing(&self.shared.gate, uid)
     }
 
@@ -192,7 +194,7 @@ impl LinkServer {
                 let files = if waits { Some(bind(folder, SOCKET_FILES)?) } else { None };
                 (Some(listener), files, Line::Contained(Door::new(lock)))
             }
-            Origin::Remote(token) => (None, None, Line::Remote(Remote::new(run, token))),
+            Origin::Remote(name, token) => (None, None, Line::Remote(Remote::new(name, token))),
         };
         let link = Arc::new(RunLink {
             run: run.clone(),
@@ -212,6 +214,10 @@ impl LinkServer {
         let before = self.shared.runs().insert(run.clone(), link.clone());
         if let Some(before) = before {
             before.quit.send_replace(true);
+        }
+        if let Line::Remote(remote) = &link.line {
+            // After the run is known: its next question finds that.
+            self.wait_no_more(remote.name());
         }
         if let Some(listener) = listener {
             self.runtime.spawn(accept(self.shared.clone(), link.clone(), listener));
@@ -287,6 +293,10 @@ impl Drop for LinkServer {
 impl Shared {
     fn runs(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Arc<RunLink>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Waiting>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn changed(&self, uid: &Uid) {
@@ -438,7 +448,7 @@ async fn control(shared: Arc<Shared>, link: Arc<RunLink>, pid: Option<i32>, path
     }
 }
 
-fn standing(gate: &Mutex<Gate>, uid: &Uid) -> Standing {
+fn standing(gate: &Mutex<Gate>, uid: Option<&Uid>) -> Standing {
     let gate = gate.lock().unwrap_or_else(PoisonError::into_inner).clone();
     gate(uid)
 }
@@ -528,7 +538,7 @@ impl RunLink {
         if halted || self.latch.killed(&self.run.uid).is_some() {
             return Ok(Some("its agent was killed, or everything is halted"));
         }
-        let standing = if namespace.is_empty() { Standing::Leads } else { standing(&self.gate, &self.run.uid) };
+        let standing = if namespace.is_empty() { Standing::Leads } else { standing(&self.gate, Some(&self.run.uid)) };
         match standing {
             Standing::Leads => {}
             Standing::Waits => return Err(io::Error::other("this controller does not lead")),

@@ -10,6 +10,8 @@
 //! for it from its making until its end was seen; a restart takes it again. An end is the terminated state of its container, which our
 //! finalizer keeps, or that its node has ended; never that an object is not there (`word`). `body` says what is made.
 //!
+//! With `--warm` some pods are made ahead, and wait for a run (`warm`).
+//!
 //! The API server is asked to make and to remove; what becomes of pods is followed by one watch. A kill is the word over the link, which ends
 //! the namespace within milliseconds, and beside it a deletion with a second of grace.
 
@@ -17,6 +19,7 @@ mod body;
 pub(crate) mod cluster;
 mod elsewhere;
 mod maker;
+mod warm;
 mod watch;
 mod word;
 
@@ -28,7 +31,7 @@ use crate::sandbox::docker::labels;
 use crate::sandbox::folder::{MadeContainer, RunFolder};
 use crate::sandbox::link::LinkServer;
 use crate::sandbox::link::remote::{Authority, FILE_UNTAKEN, age_of_files};
-use crate::sandbox::runs::status_of;
+use crate::sandbox::runs::{Run, status_of};
 use crate::sandbox::{Refusal, SandboxError};
 use crate::store::kube::call::Api;
 use cluster::Cluster;
@@ -89,6 +92,7 @@ pub(crate) struct Pods {
     served: Option<Served>,
     bridge: Bridge,
     shared: Arc<Shared>,
+    warm: Arc<warm::Pool>,
 }
 
 /// What is there where pods are made.
@@ -135,7 +139,8 @@ impl Pods {
         let cannot = |e: io::Error| SandboxError::Unsupported(format!("failed to prepare for pods: {e}"));
         let bridge = Bridge::new().map_err(cannot)?;
         let shared = Arc::new(Shared { link, state: Mutex::default() });
-        let Some(mut pod) = pod else { return Ok(Self { config, served: None, bridge, shared }) };
+        let warm = Arc::default();
+        let Some(mut pod) = pod else { return Ok(Self { config, served: None, bridge, shared, warm }) };
         let client = bridge.wait(crate::store::kube::client()).map_err(|e| SandboxError::Unsupported(crate::causes::one_line(&e)))?;
         let cluster = Arc::new(Cluster::new(client));
         let authority = Authority::open(&config.state).map_err(cannot)?;
@@ -156,7 +161,7 @@ impl Pods {
         crate::kill::cluster::remember(&config.state, &config.installation).map_err(cannot)?;
         watch::start(&bridge, &cluster, &shared, &config);
         let served = Served { pod, cluster, link: addresses, authority, listener: Mutex::new(Some(listener)) };
-        Ok(Self { config, served: Some(served), bridge, shared })
+        Ok(Self { config, served: Some(served), bridge, shared, warm })
     }
 
     /// All runs of this state folder are known: their pods are answered from now on.
@@ -207,10 +212,14 @@ async fn may_make_pods(api: &Api) -> Result<(), String> {
 pub(crate) fn token_of(folder: &RunFolder) -> io::Result<Secret> {
     let path = folder.path().join(FILE_TOKEN);
     if !path.exists() {
-        let token = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
-        crate::durable::make_once(&path, token.as_bytes())?;
+        crate::durable::make_once(&path, new_token().expose().as_bytes())?;
     }
     std::fs::read_to_string(path).map(Secret::new)
+}
+
+/// A token that nobody can guess.
+fn new_token() -> Secret {
+    Secret::new(format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple()))
 }
 
 /// Whether nothing of a pod runs, or ever will, by its own object.
@@ -243,6 +252,11 @@ pub(crate) fn place_of(made: &MadeContainer) -> (&str, &str) {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds the lock of a run from now on.
+    fn enter(&self, entry: Entry) {
+        self.state().runs.insert(entry.run.clone(), Arc::new(entry));
     }
 
     fn entry(&self, run: &RunId) -> Option<Arc<Entry>> {
@@ -287,6 +301,10 @@ impl Shared {
 }
 
 impl Entry {
+    fn new(run: &Run, namespace: String, name: String, lock: File) -> Self {
+        Self { run: run.id.clone(), folder: run.folder.clone(), namespace, name, lock: Mutex::new(Some(lock)) }
+    }
+
     /// Whether an operator has said that the node of this run is gone.
     fn is_node_said_gone(&self) -> bool {
         self.folder.path().join(FILE_NODE_GONE).exists()

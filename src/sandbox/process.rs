@@ -6,6 +6,7 @@
 //! reported in `isolation`.
 
 use crate::api::agent::Driver;
+use crate::api::names::RunId;
 use crate::inside::wire::{ExitReport, FILE_LAUNCHER, FILE_WAIT, Identity, LaunchSpec, ToolMount, WaitReport};
 use crate::sandbox::cgroup::{self, Hierarchies};
 use crate::sandbox::config::SandboxConfig;
@@ -54,7 +55,7 @@ impl Maker for Process {
         Ok(None)
     }
 
-    fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec) -> Option<ContainerSpec> {
+    fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec, _claimed: Option<&RunId>) -> Option<ContainerSpec> {
         let roots = &self.config.tool_roots;
         launch.tools = tools::mounts(roots).into_iter().map(|mount| ToolMount { host: mount.host, inside: mount.inside }).collect();
         launch.home_links = roots.iter().flat_map(|root| root.home_links.clone()).collect();

@@ -20,7 +20,7 @@ use crate::cleanups::Stray;
 use crate::inside::wire::{ExitReport, FILE_SESSION, FILE_SPEC, FILE_WAIT, Identity, LaunchSpec, WaitReport};
 use crate::plan::observed::RunEnd;
 use crate::sandbox::config::SandboxConfig;
-use crate::sandbox::folder::{ContainerSpec, RunFolder, Session, StoredSpec, log_path, short};
+use crate::sandbox::folder::{ContainerSpec, FILE_PREPARED, PreparedContainer, RunFolder, Session, StoredSpec, log_path, short};
 use crate::sandbox::limits::Means;
 use crate::sandbox::link::{LinkServer, Origin};
 use crate::sandbox::pod::token_of;
@@ -57,8 +57,8 @@ pub(crate) trait Maker: Send + Sync {
     /// runs, if there is anything: its folder is the run's then.
     fn check(&self, run: &Arc<Run>, spec: &RunSpec) -> Result<Option<Box<dyn Claimed>>, SandboxError>;
 
-    /// Completes what init is told; what the engine is told, where there is one.
-    fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec) -> Option<ContainerSpec>;
+    /// Completes what init is told; what the engine is told, where there is one. `claimed`: what was prepared for it.
+    fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec, claimed: Option<&RunId>) -> Option<ContainerSpec>;
 
     /// Takes in a run that was found at the start, whose making is over.
     fn adopt(&self, _run: &Run, _spec: &StoredSpec) -> io::Result<()> {
@@ -126,8 +126,11 @@ pub(crate) struct Coming {
 
 /// What was made and started ahead and is a run's now. Dropped without being handed over it is ended.
 pub(crate) trait Claimed {
-    /// The intent stands, and the link serves: init asks there.
-    fn hand_over(self: Box<Self>);
+    /// The run that it was made for, which never was one.
+    fn made_for(&self) -> &RunId;
+
+    /// The intent stands, and the link serves: init asks there. `lock` says to everybody that something of this run may live.
+    fn hand_over(self: Box<Self>, run: &Run, spec: &StoredSpec, lock: File);
 }
 
 /// All runs of a state folder.
@@ -346,7 +349,12 @@ impl Runs {
     /// Serves the link of a run; of a container the lock is kept until its init takes it.
     fn serve(&self, spec: &StoredSpec, folder: &RunFolder, lock: Option<File>) -> io::Result<()> {
         let origin = match (spec.launch.pod, spec.launch.contained) {
-            (true, _) => Origin::Remote(token_of(folder)?),
+            (true, _) => {
+                // One that was made ahead says what it was made as.
+                let claimed: Option<PreparedContainer> = folder.read(FILE_PREPARED)?;
+                let name = short(claimed.as_ref().map_or(&spec.run, |claimed| &claimed.run));
+                Origin::Remote(name, token_of(folder)?)
+            }
             (false, true) => Origin::Contained(lock),
             (false, false) => Origin::Launched,
         };

@@ -19,6 +19,8 @@ pub const ATTEMPT: &str = "mosaicstack.dev/attempt";
 pub const ROLE: &str = "mosaicstack.dev/role";
 /// Name of the folder of its run.
 pub const RUN_NAME: &str = "mosaicstack.dev/run-name";
+/// Name of the pod that an object belongs to.
+pub const POD: &str = "mosaicstack.dev/pod";
 /// Epoch of the leader that made it.
 pub const EPOCH: &str = "mosaicstack.dev/epoch";
 

@@ -3,6 +3,7 @@
 use super::engine::{Container, EngineError, Status, container_name};
 use super::{Docker, body, engine_failed, facts, labels};
 use crate::api::agent::Driver;
+use crate::api::names::RunId;
 use crate::cleanups::Stray;
 use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_WAIT, LaunchSpec, WaitReport};
 use crate::sandbox::cgroup;
@@ -41,7 +42,7 @@ impl Maker for Docker {
         Ok(self.claim(run, spec, &image))
     }
 
-    fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec) -> Option<ContainerSpec> {
+    fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec, _claimed: Option<&RunId>) -> Option<ContainerSpec> {
         let roots = &self.docker.tool_roots;
         launch.contained = true;
         launch.tools = self.tool_mounts();

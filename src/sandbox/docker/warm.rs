@@ -26,13 +26,13 @@ use crate::inside::wire::{
     BASE_OBJECTS_INSIDE, FILE_CONTAINER, FILE_GROUPS, FILE_IDENTITY, FILE_TASK, FOLDER_CONTROL, HOME, Identity, SOCKET_FILES, WORKSPACE,
     hold_millis,
 };
-use crate::sandbox::folder::{FILE_PREPARED, FOLDER_PREPARED, MadeContainer, PreparedContainer, RunFolder, short};
+use crate::sandbox::folder::{FILE_PREPARED, FOLDER_PREPARED, MadeContainer, PreparedContainer, RunFolder, StoredSpec, short};
 use crate::sandbox::link::{bind_in, prove};
 use crate::sandbox::runs::{Claimed, Run, failed};
 use crate::sandbox::{RunSpec, SandboxError, cgroup, kill};
 use bollard::models::ContainerCreateBody;
 use std::collections::{BTreeSet, VecDeque};
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -88,6 +88,8 @@ struct Ready {
 
 /// An init that waits for its files; ended with this value, unless they are handed over to it.
 struct Waiting {
+    /// As what it was made.
+    run: RunId,
     init: OwnedFd,
     /// Its line is held until this goes.
     line: Option<oneshot::Sender<()>>,
@@ -103,7 +105,12 @@ impl Drop for Waiting {
 }
 
 impl Claimed for Waiting {
-    fn hand_over(mut self: Box<Self>) {
+    fn made_for(&self) -> &RunId {
+        &self.run
+    }
+
+    fn hand_over(mut self: Box<Self>, _run: &Run, _spec: &StoredSpec, _lock: File) {
+        // The link has the lock as well, and hands it over with the files.
         self.line.take();
     }
 }
@@ -359,7 +366,7 @@ impl Docker {
         folder.write(FILE_CONTAINER, &made).map_err(failed(run, "prepare"))?;
         self.check_made(run, &made, &wanted)?;
         self.start_unless_stopped(folder, &made).map_err(engine_failed(run, "start"))?;
-        let (identity, waiting) = self.wait_for_init(folder, &made, listener).map_err(failed(run, "prepare"))?;
+        let (identity, waiting) = self.wait_for_init(place, &made, listener).map_err(failed(run, "prepare"))?;
         Ok((wanted, identity, waiting))
     }
 
@@ -379,10 +386,11 @@ impl Docker {
     /// Waits until init asks, looks who it is, and holds its line from then on.
     fn wait_for_init(
         &self,
-        folder: &RunFolder,
+        place: &Place,
         made: &MadeContainer,
         listener: std::os::unix::net::UnixListener,
     ) -> io::Result<(Identity, Waiting)> {
+        let Place { run, folder } = place;
         let patience = self.config.start_timeout;
         let (listener, line) = self.bridge.wait(async move {
             let listener = UnixListener::from_std(listener)?;
@@ -398,7 +406,7 @@ impl Docker {
         let init = kill::handle(&identity)?.ok_or_else(|| io::Error::other("its init is gone"))?;
         let (let_go, gone) = oneshot::channel();
         let lease_millis = u64::try_from(self.config.lease.as_millis()).unwrap_or(u64::MAX);
-        let waiting = Waiting { init, line: Some(let_go) };
+        let waiting = Waiting { run: run.clone(), init, line: Some(let_go) };
         self.bridge.begin(hold(listener, line, pid, Duration::from_millis(hold_millis(lease_millis)), gone));
         // A kill that looked before its identity was written did not see it.
         if folder.is_stopped()? { Err(io::Error::other("it was killed")) } else { Ok((identity, waiting)) }

@@ -2,10 +2,12 @@
 //! that its pod alone was given; once it has its grant also the session secret. Beside grant and renewal, which are those of every driver,
 //! it gives the files in pieces and takes output, files and the last word; all of it hostile, whoever sends it.
 //!
+//! A pod that was made ahead has no run yet: it asks how to begin, and is told to ask again until one has claimed it.
+//!
 //! What is taken is laid out in the run's own tree and HOME, whole archives only and each once, so that everything after the end of a run
 //! (snapshot, gates, rescue) is the same for every driver. Behind the end that was seen nothing is taken any more.
 
-use super::{Answer, LinkServer, RunLink, Shared, control, json, plain};
+use super::{Answer, LinkServer, RunLink, Shared, control, is_same, json, plain};
 use crate::api::names::{Role, RunId, Secret};
 use crate::inside::archive::{self, Bounds, Root};
 use crate::inside::dial::to_hex;
@@ -14,7 +16,7 @@ use crate::inside::wire::{
     Beginning, ExitCause, ExitNotice, FILE_EXIT, FILE_SESSION, FILE_SPEC, FILE_TASK, FOLDER_OUT, HEADER_NUMBER, HEADER_OFFSET, HEADER_RUN,
     HEADER_SECRET, LINK_NAME, PATH_BEGIN, PATH_EXIT, PATH_FETCH, PATH_OUTPUT, PATH_TAKE, PATH_TREE, PIECE_BYTES_MAX, Parcel, Take,
 };
-use crate::sandbox::folder::{RunFolder, Session, StoredSpec, short};
+use crate::sandbox::folder::{RunFolder, Session, StoredSpec};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -32,8 +34,8 @@ use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-use subtle::ConstantTimeEq;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 /// Connections at once from one address: a pod's init needs three, and several pods may share one.
@@ -46,6 +48,8 @@ const IDLE_PATIENCE: Duration = Duration::from_secs(30);
 const BODY_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long the question of a pod that waits for its run is held: shorter than its patience for an answer.
+const WAIT_HOLD: Duration = Duration::from_secs(2);
 /// What an entry of an archive has beside its content, at most.
 const ENTRY_BYTES_MAX: u64 = 4200;
 /// Files that a pod begins with, as an archive and what it is.
@@ -79,8 +83,31 @@ struct Coming {
 }
 
 impl Remote {
-    pub(super) fn new(run: &RunId, token: Secret) -> Self {
-        Self { name: short(run), token, log: Mutex::default(), taking: Mutex::default() }
+    pub(super) fn new(name: String, token: Secret) -> Self {
+        Self { name, token, log: Mutex::default(), taking: Mutex::default() }
+    }
+
+    /// What its pod says that it is.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A pod that waits for its run.
+pub(super) struct Waiting {
+    token: Secret,
+    asked_at: Mutex<Option<Instant>>,
+    /// It waits no longer.
+    is_over: watch::Sender<bool>,
+}
+
+impl Waiting {
+    /// Holds a question until there is a run, or for a while.
+    async fn hold(&self) -> Answer {
+        *self.asked_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let mut is_over = self.is_over.subscribe();
+        let _ = tokio::time::timeout(WAIT_HOLD, is_over.wait_for(|is_over| *is_over)).await;
+        plain(StatusCode::ACCEPTED)
     }
 }
 
@@ -134,6 +161,26 @@ impl LinkServer {
     /// Serves pods from now on. Whoever is not known is refused for ever, so every run must be known before.
     pub fn listen(&self, listener: std::net::TcpListener, authority: &Authority) {
         self.runtime.spawn(accept(self.shared.clone(), listener, TlsAcceptor::from(authority.config.clone())));
+    }
+
+    /// Lets a pod wait that says this name and token, until a run is served under that name.
+    pub fn wait(&self, name: &str, token: Secret) {
+        let waiting = Waiting { token, asked_at: Mutex::default(), is_over: watch::Sender::new(false) };
+        self.shared.waiting().insert(name.to_owned(), Arc::new(waiting));
+    }
+
+    /// When a pod that waits has asked last; `None`: not yet, or it waits no more.
+    #[must_use]
+    pub fn asked_at(&self, name: &str) -> Option<Instant> {
+        let waiting = self.shared.waiting().get(name)?.clone();
+        *waiting.asked_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It waits no more: its next question is refused, unless there is a run of its name.
+    pub fn wait_no_more(&self, name: &str) {
+        if let Some(waiting) = self.shared.waiting().remove(name) {
+            waiting.is_over.send_replace(true);
+        }
     }
 
     /// The end of a pod was seen: what is being taken of it is waited for, and nothing more is taken.
@@ -205,7 +252,15 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answe
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let token = header("authorization");
     let token = token.strip_prefix("Bearer ").unwrap_or_default();
-    let Some(link) = find(&shared, &header(HEADER_RUN), token) else { return Ok(plain(StatusCode::FORBIDDEN)) };
+    let name = header(HEADER_RUN);
+    let Some(link) = find(&shared, &name, token) else {
+        let waiting = shared.waiting().get(&name).filter(|waiting| is_same(waiting.token.expose(), token)).cloned();
+        let is_question = request.uri().path() == PATH_BEGIN;
+        return Ok(match waiting.filter(|_| is_question) {
+            Some(waiting) => waiting.hold().await,
+            None => plain(StatusCode::FORBIDDEN),
+        });
+    };
     let number = |name: &str| header(name).parse().unwrap_or(0);
     let about = About { secret: header(HEADER_SECRET), number: number(HEADER_NUMBER), offset: number(HEADER_OFFSET) };
     let path = request.uri().path().to_owned();
@@ -233,8 +288,7 @@ fn find(shared: &Shared, name: &str, token: &str) -> Option<Arc<RunLink>> {
     let runs = shared.runs();
     let found = runs.values().find(|link| matches!(&link.line, super::Line::Remote(remote) if remote.name == name))?;
     let super::Line::Remote(remote) = &found.line else { return None };
-    let is_known = bool::from(remote.token.expose().as_bytes().ct_eq(token.as_bytes()));
-    is_known.then(|| found.clone())
+    is_same(remote.token.expose(), token).then(|| found.clone())
 }
 
 fn said(status: StatusCode, text: impl Into<Bytes>) -> Answer {

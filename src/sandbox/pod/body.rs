@@ -1,13 +1,15 @@
-//! What the API server is asked to make for a run: a Secret with its token, a policy that closes its network, and the pod. Pure.
+//! What the API server is asked to make for a run, or ahead of one: a Secret with its token, a policy that closes its network, and the pod. Pure.
 
 use super::word::{CONTAINER_INIT, CONTAINER_RUN};
 use super::{FINALIZER, PodConfig};
-use crate::api::names::{GROUP, Role, RunId, Secret, VERSION};
+use crate::api::names::{Epoch, GROUP, Role, RunId, Secret, VERSION};
+use crate::api::validate::Limits;
 use crate::inside::dial::to_hex;
 use crate::inside::wire::{ENV_AUTHORITY, ENV_LINK, ENV_RUN, ENV_TOKEN, HOME, WORKSPACE};
 use crate::sandbox::docker::labels;
-use crate::sandbox::folder::{ContainerSpec, StoredSpec, short};
+use crate::sandbox::folder::{ContainerSpec, short};
 use crate::sandbox::limits::tmp_bytes_max;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -26,19 +28,35 @@ const ACTIVE_SECONDS_MAX: u64 = 8 * 24 * 60 * 60;
 /// Bytes that volumes may have beside tree and HOME: base objects, and the task.
 const VOLUME_BYTES_MORE: u64 = 4 << 30;
 
-/// Everything that the objects of a run are made of.
-pub(super) struct Plan<'a> {
-    pub(super) pod: &'a PodConfig,
+/// Whose the objects of a pod are, as they say it themselves.
+pub(super) struct Mark<'a> {
     pub(super) installation: &'a str,
     pub(super) state: &'a Path,
-    pub(super) spec: &'a StoredSpec,
-    pub(super) wish: &'a ContainerSpec,
+    pub(super) namespace: &'a str,
     /// Name of all three objects.
     pub(super) name: &'a str,
+    pub(super) run: &'a RunId,
+    /// `namespace/name` of the agent; empty: they were made ahead, for none.
+    pub(super) agent: &'a str,
+    pub(super) epoch: Epoch,
+    /// The record of the agent is in the same cluster.
+    pub(super) is_owned: bool,
+}
+
+/// Everything that the objects of a pod are made of.
+pub(super) struct Plan<'a> {
+    pub(super) pod: &'a PodConfig,
+    pub(super) mark: Mark<'a>,
+    /// Uid and gid of everything in it.
+    pub(super) user: u32,
+    pub(super) limits: &'a Limits,
+    pub(super) wish: &'a ContainerSpec,
     pub(super) token: &'a Secret,
     /// Addresses at which pods find the link.
     pub(super) link: &'a [SocketAddr],
     pub(super) authority: &'a [u8],
+    /// Uid of the pod, where it owns the other two, which were made after it.
+    pub(super) owner: Option<&'a str>,
 }
 
 /// Whether an image has `mosaic-init` itself, so that no first container has to bring it: a kubelet takes up to a second longer with one.
@@ -51,24 +69,74 @@ pub(super) fn place_of(agent: &str) -> (&str, &str) {
     agent.split_once('/').unwrap_or(("default", agent))
 }
 
-impl Plan<'_> {
-    fn metadata(&self) -> Value {
-        let StoredSpec { run, epoch, agent, .. } = self.spec;
-        let (namespace, name) = place_of(agent);
-        let mut metadata = json!({
-            "name": self.name,
-            "namespace": namespace,
-            "labels": labels_of(self.installation, self.state, run, epoch.0),
-            "annotations": { (labels::RUN): serde_json::to_string(run).expect("a run is plain data"), (labels::AGENT): agent },
-        });
-        if self.pod.is_owned {
-            metadata["ownerReferences"] = json!([{
+impl Mark<'_> {
+    /// The run itself does not fit into a label: it is an annotation.
+    fn labels(&self) -> BTreeMap<&'static str, String> {
+        let role = match &self.run.role {
+            _ if self.agent.is_empty() => "prepared",
+            Role::Agent => "agent",
+            Role::Gate { .. } => "gate",
+        };
+        BTreeMap::from([
+            ("app.kubernetes.io/name", "mosaic-sandbox".to_owned()),
+            ("app.kubernetes.io/instance", self.installation.to_owned()),
+            ("app.kubernetes.io/component", "sandbox".to_owned()),
+            ("app.kubernetes.io/part-of", "mosaic".to_owned()),
+            ("app.kubernetes.io/managed-by", "mosaic".to_owned()),
+            (labels::INSTALLATION, self.installation.to_owned()),
+            (labels::HOME, labels::home(self.state)),
+            (labels::POD, self.name.to_owned()),
+            (labels::AGENT_UID, self.run.uid.to_string()),
+            (labels::RUN_NAME, short(self.run)),
+            (labels::ATTEMPT, self.run.attempt.to_string()),
+            (labels::ROLE, role.to_owned()),
+            (labels::EPOCH, self.epoch.0.to_string()),
+        ])
+    }
+
+    fn annotations(&self) -> Value {
+        json!({ (labels::RUN): serde_json::to_string(self.run).expect("a run is plain data"), (labels::AGENT): self.agent })
+    }
+
+    /// The agent, where it is an object that can own something.
+    fn owners(&self) -> Option<Value> {
+        (self.is_owned && !self.agent.is_empty()).then(|| {
+            json!([{
                 "apiVersion": format!("{GROUP}/{VERSION}"),
                 "kind": "Agent",
-                "name": name,
-                "uid": run.uid,
+                "name": place_of(self.agent).1,
+                "uid": self.run.uid,
                 "controller": true,
-            }]);
+            }])
+        })
+    }
+
+    /// What makes a pod that was made ahead the pod of this run: a merge patch for this very pod, which keeps the finalizers of others. With ours
+    /// its end cannot be missed, and it is refused where the pod is being deleted already.
+    pub(super) fn claim(&self, pod: &Pod) -> Value {
+        let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
+        finalizers.push(FINALIZER.to_owned());
+        let mut metadata = json!({
+            "uid": pod.metadata.uid,
+            "labels": self.labels(),
+            "annotations": self.annotations(),
+            "finalizers": finalizers,
+        });
+        if let Some(owners) = self.owners() {
+            metadata["ownerReferences"] = owners;
+        }
+        json!({ "metadata": metadata })
+    }
+}
+
+impl Plan<'_> {
+    fn metadata(&self) -> Value {
+        let Mark { name, namespace, .. } = self.mark;
+        let mut metadata =
+            json!({ "name": name, "namespace": namespace, "labels": self.mark.labels(), "annotations": self.mark.annotations() });
+        let pod = |uid| json!([{ "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid }]);
+        if let Some(owners) = self.owner.map(pod).or_else(|| self.mark.owners()) {
+            metadata["ownerReferences"] = owners;
         }
         metadata
     }
@@ -107,7 +175,7 @@ impl Plan<'_> {
             "kind": "NetworkPolicy",
             "metadata": self.metadata(),
             "spec": {
-                "podSelector": { "matchLabels": { (labels::AGENT_UID): self.spec.run.uid, (labels::RUN_NAME): short(&self.spec.run) } },
+                "podSelector": { "matchLabels": { (labels::POD): self.mark.name } },
                 "policyTypes": ["Ingress", "Egress"],
                 "ingress": [],
                 "egress": to.chain(behind).collect::<Vec<_>>(),
@@ -119,7 +187,9 @@ impl Plan<'_> {
     pub(super) fn pod(&self) -> Value {
         let pod = self.pod;
         let mut metadata = self.metadata();
-        metadata["finalizers"] = json!([FINALIZER]);
+        if !self.mark.agent.is_empty() {
+            metadata["finalizers"] = json!([FINALIZER]);
+        }
         let mut spec = json!({
             "restartPolicy": "Never",
             "automountServiceAccountToken": false,
@@ -129,14 +199,14 @@ impl Plan<'_> {
             "hostname": "sandbox",
             "securityContext": {
                 "runAsNonRoot": true,
-                "runAsUser": self.spec.launch.uid,
-                "runAsGroup": self.spec.launch.gid,
+                "runAsUser": self.user,
+                "runAsGroup": self.user,
                 "seccompProfile": { "type": "RuntimeDefault" },
             },
             "containers": [self.running()],
             "volumes": [
-                { "name": "files", "emptyDir": { "sizeLimit": (self.spec.limits.disk_bytes + VOLUME_BYTES_MORE).to_string() } },
-                { "name": "tmp", "emptyDir": { "medium": "Memory", "sizeLimit": tmp_bytes_max(&self.spec.limits).to_string() } },
+                { "name": "files", "emptyDir": { "sizeLimit": (self.limits.disk_bytes + VOLUME_BYTES_MORE).to_string() } },
+                { "name": "tmp", "emptyDir": { "medium": "Memory", "sizeLimit": tmp_bytes_max(self.limits).to_string() } },
             ],
         });
         if !brings_init(pod, &self.wish.image) {
@@ -158,7 +228,7 @@ impl Plan<'_> {
     }
 
     fn container(&self, name: &str, image: &str, command: &[&str], mounts: &[Value]) -> Value {
-        let limits = &self.spec.limits;
+        let limits = self.limits;
         let mut container = json!({
             "name": name,
             "image": image,
@@ -209,34 +279,12 @@ impl Plan<'_> {
         container["env"] = json!([
             { "name": ENV_LINK, "value": link.join(",") },
             { "name": ENV_AUTHORITY, "value": to_hex(self.authority) },
-            { "name": ENV_RUN, "value": short(&self.spec.run) },
-            { "name": ENV_TOKEN, "valueFrom": { "secretKeyRef": { "name": self.name, "key": "token" } } },
+            { "name": ENV_RUN, "value": short(self.mark.run) },
+            { "name": ENV_TOKEN, "valueFrom": { "secretKeyRef": { "name": self.mark.name, "key": "token" } } },
         ]);
         container["workingDir"] = json!(WORKSPACE);
         container
     }
-}
-
-/// Labels of all objects of a run. The run itself does not fit into one: it is an annotation.
-fn labels_of(installation: &str, state: &Path, run: &RunId, epoch: u64) -> BTreeMap<&'static str, String> {
-    let role = match &run.role {
-        Role::Agent => "agent",
-        Role::Gate { .. } => "gate",
-    };
-    BTreeMap::from([
-        ("app.kubernetes.io/name", "mosaic-sandbox".to_owned()),
-        ("app.kubernetes.io/instance", installation.to_owned()),
-        ("app.kubernetes.io/component", "sandbox".to_owned()),
-        ("app.kubernetes.io/part-of", "mosaic".to_owned()),
-        ("app.kubernetes.io/managed-by", "mosaic".to_owned()),
-        (labels::INSTALLATION, installation.to_owned()),
-        (labels::HOME, labels::home(state)),
-        (labels::AGENT_UID, run.uid.to_string()),
-        (labels::RUN_NAME, short(run)),
-        (labels::ATTEMPT, run.attempt.to_string()),
-        (labels::ROLE, role.to_owned()),
-        (labels::EPOCH, epoch.to_string()),
-    ])
 }
 
 /// The addresses behind `host:port`; a name is looked up here, so that pods need no name service.

@@ -12,7 +12,7 @@ use kube::api::ObjectList;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Longest wait for an answer while a kill goes on.
+/// Longest wait for an answer while a kill goes on, or an agent waits for its pod.
 const STRIKE_TIME_MAX: Duration = Duration::from_secs(4);
 /// What selects the pods of all agents.
 const SANDBOXES: &str = "app.kubernetes.io/name=mosaic-sandbox";
@@ -71,6 +71,12 @@ impl Cluster {
         }
     }
 
+    /// Changes a pod by a merge patch, which names the uid that it must have.
+    pub(super) async fn change_pod(&self, namespace: &str, name: &str, patch: &Value) -> Result<(), CallError> {
+        let path = format!("{}/{name}?fieldManager=mosaic", Object::Pod.collection(namespace));
+        self.api.call_within::<Value>(STRIKE_TIME_MAX, Method::PATCH, &path, Some(patch)).await.map(drop)
+    }
+
     /// The pod of this name; `None`: there is none.
     pub(crate) async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, CallError> {
         let path = format!("{}/{name}", Object::Pod.collection(namespace));
@@ -114,8 +120,7 @@ impl Cluster {
         }
         let rest: Vec<String> = all.into_iter().filter(|finalizer| finalizer != FINALIZER).collect();
         let patch = json!({ "metadata": { "uid": uid, "resourceVersion": pod.metadata.resource_version, "finalizers": rest } });
-        let path = format!("{}/{name}?fieldManager=mosaic", Object::Pod.collection(namespace));
-        match self.api.call::<Value>(Method::PATCH, &path, Some(&patch)).await {
+        match self.change_pod(namespace, name, &patch).await {
             Err(error) if !error.is_absent() => Err(error),
             _ => Ok(()),
         }

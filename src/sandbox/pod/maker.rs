@@ -1,9 +1,9 @@
 //! What the pod driver does for all runs: `runs::Maker` for pods.
 
-use super::body::{self, Plan};
+use super::body::{self, Mark, Plan};
 use super::cluster::{Object, failed as call_failed, refusal};
 use super::word::{self, Word};
-use super::{Entry, Pods, watch};
+use super::{Entry, Pods, Served, watch};
 use crate::api::agent::Driver;
 use crate::api::names::RunId;
 use crate::cleanups::Stray;
@@ -11,17 +11,18 @@ use crate::inside::archive::{self, Bounds, Manifest, Root};
 use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_WAIT, LaunchSpec, WORKSPACE, WaitReport};
 use crate::sandbox::docker::engine::container_name;
 use crate::sandbox::docker::labels;
-use crate::sandbox::folder::{ContainerSpec, MadeContainer, StoredSpec, short};
+use crate::sandbox::folder::{ContainerSpec, MadeContainer, RunFolder, StoredSpec, short};
 use crate::sandbox::limits::{Bound, Means};
 use crate::sandbox::link::remote::{FILE_FILES, FILE_PARCEL, parcel_of};
 use crate::sandbox::runs::{Claimed, Coming, Maker, Run, failed};
-use crate::sandbox::{RunSpec, SandboxError};
+use crate::sandbox::{Refusal, RunSpec, SandboxError};
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// First of the user ids of pods; each run has one of its own, so that the kernel counts its processes by themselves.
@@ -44,25 +45,25 @@ impl Maker for Pods {
         Means { memory: Bound::Kernel, pids: Bound::Kernel, cpu: Bound::Kernel }
     }
 
-    fn check(&self, _run: &Arc<Run>, _spec: &RunSpec) -> Result<Option<Box<dyn Claimed>>, SandboxError> {
-        self.served().map(|_| None)
+    fn check(&self, run: &Arc<Run>, spec: &RunSpec) -> Result<Option<Box<dyn Claimed>>, SandboxError> {
+        self.claim(run, spec)
     }
 
-    fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec) -> Option<ContainerSpec> {
+    fn complete(&self, spec: &RunSpec, launch: &mut LaunchSpec, claimed: Option<&RunId>) -> Option<ContainerSpec> {
         (launch.contained, launch.pod) = (true, true);
-        launch.uid = uid_of(&spec.run);
+        launch.uid = user_of(claimed.unwrap_or(&spec.run));
         launch.gid = launch.uid;
         launch.env.clone_from(&spec.env);
         launch.limits.memory_bytes_max = Some(spec.limits.memory_bytes);
         launch.limits.processes_max = Some(u64::from(spec.limits.pids_max) + THREADS_OF_INIT);
-        let pod = &self.served.as_ref()?.pod;
-        let image = spec.image.clone().unwrap_or_else(|| pod.image.clone());
-        if body::brings_init(pod, &image) && !launch.env.contains_key("GIT_CONFIG_COUNT") {
+        let served = self.served.as_ref()?;
+        let wish = self.wish_of(served, spec);
+        if body::brings_init(&served.pod, &wish.image) && !launch.env.contains_key("GIT_CONFIG_COUNT") {
             // The kubelet makes the folders of the volume, as root, and git works in no tree of somebody else's that nobody vouches for.
             let vouched = [("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", "safe.directory"), ("GIT_CONFIG_VALUE_0", WORKSPACE)];
             launch.env.extend(vouched.map(|(name, value)| (name.to_owned(), value.to_owned())));
         }
-        Some(ContainerSpec { image, runtime: spec.runtime_class.clone() })
+        Some(wish)
     }
 
     fn adopt(&self, run: &Run, spec: &StoredSpec) -> io::Result<()> {
@@ -70,7 +71,7 @@ impl Maker for Pods {
         if is_there(FILE_CONTAINER) && !is_there(FILE_WAIT) {
             let lock = run.folder.open_lock()?;
             crate::inside::system::lock_file(lock.as_fd())?;
-            self.enter(run, spec, lock);
+            self.enter(run, spec, lock)?;
         }
         Ok(())
     }
@@ -79,8 +80,10 @@ impl Maker for Pods {
         if run.folder.is_stopped().map_err(failed(&run.id, "look at"))? {
             return Ok(());
         }
-        pack(run, spec).map_err(failed(&run.id, "pack the files of"))?;
-        self.enter(run, spec, lock);
+        let launch = &spec.launch;
+        let packed = pack(&run.folder, &launch.tree, launch.home.as_deref(), launch.base_objects.as_deref());
+        packed.map_err(failed(&run.id, "pack the files of"))?;
+        self.enter(run, spec, lock).map_err(failed(&run.id, "look at"))?;
         let made = self.make(run, spec);
         if made.is_err() {
             self.leave(&run.id);
@@ -154,9 +157,12 @@ impl Maker for Pods {
         if pods.is_empty() {
             return Ok(());
         }
-        // After the look: who makes a pod is known before.
+        // After the look: who makes a pod is known before. What is prepared first: it becomes a run's, in whose entry is the name that it keeps.
+        let mut names = self.warm.names();
+        names.extend(self.shared.state().runs.values().map(|entry| entry.name.clone()));
         let known = known();
-        let strays = pods.into_values().filter(|pod| run_name(pod).is_some_and(|name| !known.contains(name)));
+        let is_known = |pod: &Pod| run_name(pod).is_none_or(|name| known.contains(name)) || names.contains(&super::key_of(pod).1);
+        let strays = pods.into_values().filter(|pod| !is_known(pod));
         for pod in strays.take(SWEPT_MAX) {
             let (namespace, name) = (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default());
             let uid = pod.metadata.uid.clone().unwrap_or_default();
@@ -193,6 +199,9 @@ impl Maker for Pods {
         let Some(entry) = self.shared.entry(&run.id) else { return Coming::default() };
         let Some(pod) = self.shared.pod(&entry.namespace, &entry.name) else { return Coming::default() };
         let Word::Coming { doing, hopeless } = word::of(&pod) else { return Coming::default() };
+        if let Some((Refusal::Unschedulable, words)) = &hopeless {
+            self.warm.give_way(words);
+        }
         let patience = match &hopeless {
             // A node may be on its way, as an image that its registry refuses is not.
             Some((why, _)) if why.may_pass() => self.start_patience(),
@@ -216,8 +225,8 @@ impl Maker for Pods {
     }
 }
 
-/// The user of a run.
-fn uid_of(run: &RunId) -> u32 {
+/// The user of a pod that is made for this run.
+pub(super) fn user_of(run: &RunId) -> u32 {
     let number = u32::from_str_radix(&short(run)[..8], 16).unwrap_or_default();
     UID_FIRST + number % UIDS
 }
@@ -227,39 +236,35 @@ fn run_name(pod: &Pod) -> Option<&str> {
 }
 
 /// Packs what the pod begins with, unless that was done.
-fn pack(run: &Run, spec: &StoredSpec) -> io::Result<()> {
-    if run.folder.path().join(FILE_PARCEL).exists() {
+pub(super) fn pack(folder: &RunFolder, tree: &Path, home: Option<&Path>, base_objects: Option<&Path>) -> io::Result<()> {
+    if folder.path().join(FILE_PARCEL).exists() {
         return Ok(());
     }
-    let launch = &spec.launch;
     let mut roots = Vec::new();
-    for (root, folder) in
-        [(Root::Workspace, Some(&launch.tree)), (Root::Home, launch.home.as_ref()), (Root::Base, launch.base_objects.as_ref())]
-    {
-        if let Some(folder) = folder {
-            roots.push((root, archive::open_root(folder)?));
+    for (root, path) in [(Root::Workspace, Some(tree)), (Root::Home, home), (Root::Base, base_objects)] {
+        if let Some(path) = path {
+            roots.push((root, archive::open_root(path)?));
         }
     }
-    let roots: Vec<_> = roots.iter().map(|(root, folder)| (*root, folder)).collect();
-    let path = run.folder.path().join(FILE_FILES);
+    let roots: Vec<_> = roots.iter().map(|(root, path)| (*root, path)).collect();
+    let path = folder.path().join(FILE_FILES);
     let mut out = io::BufWriter::with_capacity(1 << 20, File::create(&path)?);
     Manifest::default().write_changes(&roots, Bounds { bytes_max: u64::MAX, entries_max: u64::MAX }, &mut out)?;
     out.flush()?;
-    run.folder.write_durably(FILE_PARCEL, &parcel_of(&path)?)
+    folder.write_durably(FILE_PARCEL, &parcel_of(&path)?)
 }
 
 impl Pods {
+    /// What the kubelet is asked for.
+    pub(super) fn wish_of(&self, served: &Served, spec: &RunSpec) -> ContainerSpec {
+        ContainerSpec { image: spec.image.clone().unwrap_or_else(|| served.pod.image.clone()), runtime: spec.runtime_class.clone() }
+    }
+
     /// Holds the lock of a run from now on.
-    fn enter(&self, run: &Run, spec: &StoredSpec, lock: File) {
-        let (namespace, _) = body::place_of(&spec.agent);
-        let entry = Entry {
-            run: run.id.clone(),
-            folder: run.folder.clone(),
-            namespace: namespace.to_owned(),
-            name: container_name(&self.config.installation, &run.id),
-            lock: Mutex::new(Some(lock)),
-        };
-        self.shared.state().runs.insert(run.id.clone(), Arc::new(entry));
+    fn enter(&self, run: &Run, spec: &StoredSpec, lock: File) -> io::Result<()> {
+        let (namespace, name) = self.place_of(run, spec)?;
+        self.shared.enter(Entry::new(run, namespace, name, lock));
+        Ok(())
     }
 
     /// Lets go of it: nothing was made, or the next try takes it again.
@@ -270,8 +275,16 @@ impl Pods {
     /// Namespace and name of the pod of a run; `None`: there is no intent for one.
     fn name_of(&self, run: &Run) -> io::Result<Option<(String, String)>> {
         let spec = run.folder.read::<StoredSpec>(crate::inside::wire::FILE_SPEC)?;
-        let name = container_name(&self.config.installation, &run.id);
-        Ok(spec.map(|spec| (body::place_of(&spec.agent).0.to_owned(), name)))
+        spec.map(|spec| self.place_of(run, &spec)).transpose()
+    }
+
+    /// The same by its intent: one that was made ahead keeps its name.
+    fn place_of(&self, run: &Run, spec: &StoredSpec) -> io::Result<(String, String)> {
+        if let Some(made) = run.folder.read::<MadeContainer>(FILE_CONTAINER)? {
+            let (namespace, name) = super::place_of(&made);
+            return Ok((namespace.to_owned(), name.to_owned()));
+        }
+        Ok((body::place_of(&spec.agent).0.to_owned(), container_name(&self.config.installation, &run.id)))
     }
 
     /// Makes the objects of a run, as far as they are not there.
@@ -283,14 +296,23 @@ impl Pods {
         let (namespace, _) = body::place_of(&spec.agent);
         let plan = Plan {
             pod: &served.pod,
-            installation: &self.config.installation,
-            state: &self.config.state,
-            spec,
+            mark: Mark {
+                installation: &self.config.installation,
+                state: &self.config.state,
+                namespace,
+                name: &name,
+                run: &run.id,
+                agent: &spec.agent,
+                epoch: spec.epoch,
+                is_owned: served.pod.is_owned,
+            },
+            user: spec.launch.uid,
+            limits: &spec.limits,
             wish: &wish,
-            name: &name,
             token: &token,
             link: &served.link,
             authority: served.authority.certificate(),
+            owner: None,
         };
         let (secret, policy, pod) = (plan.secret(), plan.policy(), plan.pod());
         let (cluster, place) = (served.cluster.clone(), (namespace.to_owned(), name.clone()));
@@ -304,7 +326,13 @@ impl Pods {
                 None => Ok(cluster.pod(&place.0, &place.1).await?.and_then(|pod| pod.metadata.uid)),
             }
         });
-        let uid = made.map_err(|error| refusal(&run.id, error))?;
+        let uid = made.map_err(|error| {
+            let refused = refusal(&run.id, error);
+            if let SandboxError::Refused { why: Refusal::QuotaExceeded, message } = &refused {
+                self.warm.give_way(message);
+            }
+            refused
+        })?;
         let uid = uid.ok_or_else(|| failed(&run.id, "make")(io::Error::other(format!("pod {namespace}/{name} was there and is gone"))))?;
         let made = MadeContainer { id: uid, name: format!("{namespace}/{name}") };
         run.folder.write_durably(FILE_CONTAINER, &made).map_err(failed(&run.id, "make"))?;

@@ -1,7 +1,8 @@
 //! Making a run: intent first, then whatever the driver starts, which outlives us.
 
-use super::{LOOK_PAUSE, Maker, Run, Runs, failed};
+use super::{Claimed, LOOK_PAUSE, Maker, Run, Runs, failed};
 use crate::api::agent::Driver;
+use crate::api::names::RunId;
 use crate::inside::limits::LimitSpec;
 use crate::inside::wire::{FILE_SPEC, FILE_TASK, FILE_WAIT, LaunchSpec, WaitReport};
 use crate::inside::{output, system};
@@ -59,12 +60,13 @@ impl Runs {
         let checked = ready(run).and_then(|()| maker.check(run, spec));
         run.say(None);
         let written = checked.and_then(|claimed| {
-            let (stored, lock) = self.write_intent(maker, run, spec).map_err(failed(&run.id, "prepare"))?;
+            let made_for = claimed.as_deref().map(Claimed::made_for);
+            let (stored, lock) = self.write_intent(maker, run, spec, made_for).map_err(failed(&run.id, "prepare"))?;
             Ok((stored, lock, claimed))
         });
         match written {
-            Ok((_, _, Some(claimed))) => {
-                claimed.hand_over();
+            Ok((stored, lock, Some(claimed))) => {
+                claimed.hand_over(run, &stored, lock);
                 Ok(())
             }
             Ok((stored, lock, None)) => self.start(maker, run, &stored, lock),
@@ -128,7 +130,7 @@ impl Runs {
     }
 
     /// Lays out the folder; the intent stands when it returns.
-    fn write_intent(&self, maker: &dyn Maker, run: &Run, spec: &RunSpec) -> io::Result<(StoredSpec, File)> {
+    fn write_intent(&self, maker: &dyn Maker, run: &Run, spec: &RunSpec, claimed: Option<&RunId>) -> io::Result<(StoredSpec, File)> {
         // What was prepared has its folder already.
         if run.folder.path().exists() || !self.blanks.claim(&run.folder) {
             run.folder.make(self.config.ids.uid, self.config.ids.gid)?;
@@ -152,7 +154,7 @@ impl Runs {
             fs::set_permissions(run.folder.path().join(FILE_TASK), fs::Permissions::from_mode(0o644))?;
         }
         let mut launch = self.launch_spec(maker, spec, &log);
-        let container = maker.complete(spec, &mut launch);
+        let container = maker.complete(spec, &mut launch, claimed);
         let stored = StoredSpec {
             run: run.id.clone(),
             epoch: spec.epoch,
@@ -164,11 +166,13 @@ impl Runs {
             container,
             launch,
         };
-        self.serve(&stored, &run.folder, Some(lock.try_clone()?))?;
         if stored.launch.pod {
-            run.folder.write_durably(FILE_SPEC, &stored)?
+            // First, for one that waits asks at once.
+            run.folder.write_durably(FILE_SPEC, &stored)?;
+            self.serve(&stored, &run.folder, None)?;
         } else {
-            run.folder.write(FILE_SPEC, &stored)?
+            self.serve(&stored, &run.folder, Some(lock.try_clone()?))?;
+            run.folder.write(FILE_SPEC, &stored)?;
         }
         Ok((stored, lock))
     }

@@ -112,7 +112,7 @@ const RIGHTS: &[Right] = &[
         "pods",
         &[],
         &["get", "list", "watch", "create", "patch", "delete"],
-        "an agent runs in a pod of its namespace, which is followed to its end; patch takes our finalizer off once that was seen",
+        "an agent runs in a pod of its namespace, which is followed to its end; patch makes one that was prepared an agent's, and takes our finalizer off once its end was seen",
     )
     .for_pods(),
     right(

@@ -10,6 +10,7 @@ mod lost;
 mod probes;
 mod reasons;
 mod standby;
+mod warm;
 
 use super::cluster::{Cluster, cluster_now};
 use crate::harness::{Mosaic, PATIENCE, eventually};

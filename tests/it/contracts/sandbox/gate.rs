@@ -164,7 +164,7 @@ async fn run_begins_only_where_somebody_leads_and_has_not_lost_its_agent() {
     until("both ask again", || asked.load(Ordering::SeqCst) >= 6).await;
     assert!(!ours.tree.join("ran").exists() && !lost.tree.join("ran").exists(), "nobody leads yet");
     let uid = lost.run.uid.clone();
-    sandbox.ask_before_grants(Arc::new(move |of| if *of == uid { Standing::Lost } else { Standing::Leads }));
+    sandbox.ask_before_grants(Arc::new(move |of| if of == Some(&uid) { Standing::Lost } else { Standing::Leads }));
     assert_eq!(super::ended(&sandbox, &ours.run).await.cause, EndCause::Exited(0));
     let cause = super::ended(&sandbox, &lost.run).await.cause;
     assert!(matches!(&cause, EndCause::NotStarted(why) if why.contains("taken its agent over")), "{cause:?}");

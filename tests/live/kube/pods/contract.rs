@@ -13,7 +13,7 @@ use std::time::Duration;
 #[test]
 fn contract_holds_on_pods() {
     let Some((cluster, runtime, place)) = with_pods("kube::pods::contract::contract_holds_on_pods") else { return };
-    for place in [place.with_own_init(), place] {
+    for (place, warm) in [(place.with_own_init(), 0), (place.with_own_init(), 2), (place, 0)] {
         let folder = tempfile::tempdir().unwrap();
         let trees = folder.path().join("trees");
         std::fs::create_dir(&trees).unwrap();
@@ -35,6 +35,7 @@ fn contract_holds_on_pods() {
         };
         let owner = config.ids;
         let sandbox = Drivers::open_with_pods(config, DockerConfig::default(), Some(pods), Driver::Pod).unwrap();
+        sandbox.keep_warm(warm).unwrap();
         runtime.block_on(async {
             contract(&Subject { sandbox: &sandbox, trees: &trees, owner }).await;
             for seen in sandbox.observe(None).await.unwrap() {
@@ -42,6 +43,7 @@ fn contract_holds_on_pods() {
                 sandbox.remove(&seen.run).await.unwrap();
             }
         });
+        sandbox.end_prepared();
         super::assert_no_objects_left(&cluster, &runtime);
     }
 }

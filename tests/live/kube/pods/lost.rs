@@ -6,7 +6,7 @@ use crate::harness::{Mosaic, program};
 use serde_json::json;
 use std::process::{Output, Stdio};
 
-fn take_run_folders(mosaic: &Mosaic) {
+pub fn take_run_folders(mosaic: &Mosaic) {
     for entry in std::fs::read_dir(mosaic.state().join("runs")).unwrap().map(Result::unwrap) {
         if entry.file_type().unwrap().is_dir() {
             std::fs::remove_dir_all(entry.path()).unwrap();
