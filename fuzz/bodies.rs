@@ -14,7 +14,7 @@ use mosaic::plan::fleet::Permit;
 use mosaic::plan::observed::{Look, Observed, Snapshot};
 use mosaic::plan::{Desired, plan};
 use mosaic::sandbox::folder::RunFolder;
-use mosaic::sandbox::link::{LinkServer, Origin};
+use mosaic::sandbox::link::{LinkServer, Origin, Standing};
 use mosaic::sandbox::runs::result;
 use mosaic::store::{Kind, Record};
 use mosaic::workspace::{SnapshotLimits, SnapshotSpec, TreeModeWish, TreeSpec, WorkspaceConfig, Workspaces};
@@ -120,7 +120,7 @@ fn wires() -> &'static Wires {
         let run = RunFolder::at(real);
         let id = |n: u32| if rustix_root() { n } else { own_id() };
         run.make(id(61_357), id(61_357)).unwrap();
-        let server = LinkServer::start(Default::default(), false).unwrap();
+        let server = LinkServer::start(Default::default(), Standing::Leads).unwrap();
         server.serve(&RunId { uid: uid(), attempt: Attempt(1), role: Role::Agent }, Epoch(1), 30_000, &run, Origin::Launched).unwrap();
         fs::create_dir(&forged).unwrap();
         let listener = UnixListener::bind(forged.join(SOCKET_CONTROL)).unwrap();

@@ -12,12 +12,11 @@ use crate::gates::tamper::{Judges, evidence, tampering};
 use crate::gates::{GATES_FILE, GATES_FILE_BYTES_MAX, TrustedTree, gate_set, protected};
 use crate::kill::latch::Latch;
 use crate::plan::action::{Action, ActionId, Effect};
-use crate::plan::observed::{
-    Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved, SandboxSeen, SandboxState, Snapshot, WorkspaceSeen,
-};
+use crate::plan::elsewhere::{self, Elsewhere, Judged};
+use crate::plan::observed::{Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved, Snapshot};
 use crate::plan::orphans::OrphanAction;
 use crate::sandbox::{Sandbox, SandboxError};
-use crate::store::{Store, StoreError};
+use crate::store::{Record, Store, StoreError};
 use crate::workspace::{
     GateTreeSpec, IntegrateSpec, PushSpec, RescueSpec, SnapshotSpec, Stop, TreeSpec, WorkspaceError, Workspaces, stoppable,
 };
@@ -28,10 +27,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-/// How long an agent that was deleted and whose pods were made by another controller waits for that one to take away what it has of it, from when
-/// they were seen to have ended.
-const ELSEWHERE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the real world is made of.
 pub struct RealWorld {
@@ -89,48 +84,32 @@ impl RealWorld {
         Some(Err(why))
     }
 
-    /// The same by its pods, which can be looked at from here, for its own controller may never come back: once nothing of it has run for a while,
-    /// what else is left is given up. Pods of an agent that is being deleted are ended from here. One that may have other sandboxes is never let go.
-    async fn look_elsewhere(&self, subject: &Subject, why: String) -> (Look<Vec<SandboxSeen>>, Look<Option<WorkspaceSeen>>) {
-        let unknown = |why: &str| (Look::Unknown(why.to_owned()), Look::Unknown(why.to_owned()));
+    /// The same by its pods, which can be looked at from here: its own controller may never come back (`plan::elsewhere`).
+    async fn look_elsewhere(&self, subject: &Subject, why: &str) -> Judged {
         let record = &subject.record;
         let other = record.status["installation"].as_str().unwrap_or_default();
-        let of = |status: &serde_json::Value| status["driver"].as_str().filter(|driver| *driver != "auto").map(str::to_owned);
-        // A record of before `status.driver` may say it otherwise.
-        let driver = of(&record.status).or_else(|| of(&record.status["sandbox"])).or_else(|| of(&record.spec["sandbox"]));
-        if driver.as_ref().is_some_and(|driver| driver != "pod") {
-            return unknown(&why);
+        let driver = driver_in(record);
+        if driver.is_some_and(|driver| driver != "pod") {
+            return Judged::unknown(why);
         }
         let is_deleted = record.metadata.deletion_timestamp.is_some();
         if let Some(told) = self.waits.told(&subject.uid, Instant::now()).filter(|_| !is_deleted) {
-            return unknown(&told);
+            return Judged::unknown(&told);
         }
         let pods = match self.parts.sandbox.observe_elsewhere(&subject.uid, other).await {
             Ok(Some(pods)) => pods,
-            Ok(None) => return unknown(&why),
-            Err(error) => return unknown(&causes::one_line(&error)),
+            Ok(None) => return Judged::unknown(why),
+            Err(error) => return Judged::unknown(&causes::one_line(&error)),
         };
-        let lives = pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_)));
-        let (since, had_pods) = self.waits.looked(&subject.uid, (other, is_deleted), !pods.is_empty(), lives, Instant::now());
-        let patience = if is_deleted { ELSEWHERE_PATIENCE } else { self.takeover_after };
-        let seconds = patience.as_secs();
-        if lives && is_deleted {
-            return (Look::Seen(pods), Look::Unknown(why));
+        let (has_pods, lives) = (!pods.is_empty(), elsewhere::lives(&pods));
+        let (since, had_pods) = self.waits.looked(&subject.uid, (other, is_deleted), has_pods, lives, Instant::now());
+        let (has_only_pods, quiet) = (driver.is_some() || had_pods, since.elapsed());
+        let takeover_after = self.takeover_after;
+        let judged = elsewhere::judge(Elsewhere { installation: other, why, is_deleted, has_only_pods, pods, quiet, takeover_after });
+        if let Look::Unknown(text) = &judged.workspace {
+            self.waits.tell(&subject.uid, text, Instant::now());
         }
-        let has_only_pods = driver.is_some() || had_pods;
-        if lives || !has_only_pods {
-            self.waits.tell(&subject.uid, &why, Instant::now());
-            return unknown(&why);
-        }
-        if since.elapsed() >= patience {
-            let text = format!("its tree may still be in the state folder of installation {other}, which did not come within {seconds} s");
-            return (Look::Seen(pods), Look::GivenUp(text));
-        }
-        // What has ended is its own controller's to take away as well, while that may still come.
-        let what = if is_deleted { "take it away" } else { "lead again, or it begins again here" };
-        let text = format!("nothing of it runs any more; {why}, and has {seconds} s to {what}");
-        self.waits.tell(&subject.uid, &text, Instant::now());
-        (if is_deleted { Look::Seen(Vec::new()) } else { Look::Unknown(text.clone()) }, Look::Unknown(text))
+        judged
     }
 
     /// What says whether an effect is still wanted. A kill counts from the moment that it is noted, also for what waits for its turn.
@@ -170,7 +149,7 @@ impl World for RealWorld {
                     return Observed { sandboxes: Look::Seen(Vec::new()), workspace: Look::Seen(None), in_flight, outcomes };
                 }
                 Some(Err(why)) => {
-                    let (sandboxes, workspace) = self.look_elsewhere(subject, why).await;
+                    let Judged { sandboxes, workspace } = self.look_elsewhere(subject, &why).await;
                     return Observed { sandboxes, workspace, in_flight, outcomes };
                 }
                 None => {}
@@ -524,6 +503,12 @@ fn tree_spec(agent: &ValidAgent, attempt: crate::api::names::Attempt, base: Comm
         content,
         branch_for_head: agent.target_branch.clone(),
     }
+}
+
+/// The driver that the attempt of a record has; `None`: nothing says it. A record of before `status.driver` may say it otherwise.
+fn driver_in(record: &Record) -> Option<&str> {
+    let places = [&record.status, &record.status["sandbox"], &record.spec["sandbox"]];
+    places.into_iter().find_map(|place| place["driver"].as_str().filter(|driver| *driver != "auto"))
 }
 
 fn base_branch(agent: &ValidAgent) -> Result<Branch, Failure> {

@@ -45,11 +45,11 @@ pub struct About<'a> {
 }
 
 impl Dialer {
-    /// Reads what the pod was given.
+    /// Reads what the pod was given, by the names of `inside::wire`; in a pod from its environment.
     /// # Errors
     /// Something is missing or cannot be read.
-    pub fn from_environment() -> Result<Self, String> {
-        let read = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
+    pub fn new(given: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let read = |name: &str| given(name).ok_or_else(|| format!("{name} is not set"));
         let addresses = read(ENV_LINK)?.split(',').map(str::parse).collect::<Result<Vec<SocketAddr>, _>>();
         let addresses = addresses.map_err(|e| format!("{ENV_LINK}: {e}"))?;
         let authority = from_hex(&read(ENV_AUTHORITY)?).ok_or_else(|| format!("{ENV_AUTHORITY} is no certificate"))?;

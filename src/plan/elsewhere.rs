@@ -1,15 +1,87 @@
-//! An agent whose controller does not come back begins again here.
+//! An agent that another controller has begun: how long that one is waited for, and what is done when it does not come back.
 //!
-//! Nothing of it runs, that was seen; what its attempt has brought is where nobody here can look. So the next attempt begins with a new look
-//! at the repository, and from its base as it is by then. That look also finds what was pushed before and not stored any more (`absorb`).
+//! Its tree and what its attempt has brought are where nobody here can look; only its pods can be looked at. Once nothing of it runs it begins
+//! again here, with a new look at the repository and from its base as it is by then. That look also finds what was pushed before and not stored
+//! any more (`absorb`). One that is being deleted is ended from here. What may run elsewhere than in pods is never let go of.
 
 use crate::api::condition::reason;
 use crate::api::validate::ValidAgent;
 use crate::plan::Plan;
 use crate::plan::absorb::infrastructure_failure;
 use crate::plan::action::Action;
-use crate::plan::observed::{Look, Observed};
+use crate::plan::observed::{Look, Observed, SandboxSeen, SandboxState, WorkspaceSeen};
 use k8s_openapi::jiff::Timestamp;
+use std::time::Duration;
+
+/// How long an agent that was deleted and whose pods were made by another controller waits for that one to take away what it has of it, from when
+/// they were seen to have ended.
+pub const DELETED_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is known of an agent that another controller has begun, whose pods were looked at.
+#[derive(Debug, Clone)]
+pub struct Elsewhere<'a> {
+    /// The installation that has begun it.
+    pub installation: &'a str,
+    /// Why nobody but its own controller can look at the rest.
+    pub why: &'a str,
+    /// The record is being deleted.
+    pub is_deleted: bool,
+    /// It is known that its attempt has no other sandboxes than pods.
+    pub has_only_pods: bool,
+    /// All its pods that are there.
+    pub pods: Vec<SandboxSeen>,
+    /// For how long nothing of it was seen alive.
+    pub quiet: Duration,
+    /// How long one that is not deleted waits.
+    pub takeover_after: Duration,
+}
+
+/// What of it counts as seen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judged {
+    /// Its sandboxes.
+    pub sandboxes: Look<Vec<SandboxSeen>>,
+    /// Its tree.
+    pub workspace: Look<Option<WorkspaceSeen>>,
+}
+
+impl Judged {
+    /// Nothing.
+    #[must_use]
+    pub fn unknown(why: &str) -> Self {
+        Self { sandboxes: Look::Unknown(why.to_owned()), workspace: Look::Unknown(why.to_owned()) }
+    }
+}
+
+/// Whether anything of it runs, or may.
+#[must_use]
+pub fn lives(pods: &[SandboxSeen]) -> bool {
+    pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_)))
+}
+
+/// Judges: what lives is ended only for a deletion, and what has ended is its own controller's to take away for as long as that one may come.
+#[must_use]
+pub fn judge(known: Elsewhere<'_>) -> Judged {
+    let Elsewhere { installation, why, is_deleted, has_only_pods, pods, quiet, takeover_after } = known;
+    let lives = lives(&pods);
+    if lives && is_deleted {
+        return Judged { sandboxes: Look::Seen(pods), workspace: Look::Unknown(why.to_owned()) };
+    }
+    if lives || !has_only_pods {
+        return Judged::unknown(why);
+    }
+    let (patience, what) =
+        if is_deleted { (DELETED_PATIENCE, "take it away") } else { (takeover_after, "lead again, or it begins again here") };
+    let seconds = patience.as_secs();
+    if quiet >= patience {
+        let text =
+            format!("its tree may still be in the state folder of installation {installation}, which did not come within {seconds} s");
+        return Judged { sandboxes: Look::Seen(pods), workspace: Look::GivenUp(text) };
+    }
+    let text = format!("nothing of it runs any more; {why}, and has {seconds} s to {what}");
+    let sandboxes = if is_deleted { Look::Seen(Vec::new()) } else { Look::Unknown(text.clone()) };
+    Judged { sandboxes, workspace: Look::Unknown(text) }
+}
 
 /// Takes over what was given up (`why`), of which nothing lives. What is left of it in the cluster is removed once that is stored: whose it was
 /// learns from the record that somebody has seen its end.

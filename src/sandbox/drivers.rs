@@ -12,7 +12,7 @@ use crate::inside::wire::{Identity, WaitReport};
 use crate::plan::observed::SandboxSeen;
 use crate::sandbox::config::SandboxConfig;
 use crate::sandbox::docker::{Docker, DockerConfig, warm};
-use crate::sandbox::link::{Gate, LinkServer};
+use crate::sandbox::link::{Gate, LinkServer, Standing};
 use crate::sandbox::pod::{PodConfig, Pods};
 use crate::sandbox::process::Process;
 use crate::sandbox::runs::{Maker, Runs, prepare_state, watchdog};
@@ -66,7 +66,8 @@ impl Drivers {
         warm::end_left(&state, &config.cleanups).map_err(cannot)?;
         let config = Arc::new(SandboxConfig { state, ..config });
         let docker = Arc::new(Docker::new(config.clone(), docker).map_err(cannot)?);
-        let link = Arc::new(LinkServer::start(config.latch.clone(), config.is_gated).map_err(cannot)?);
+        let before = if config.is_gated { Standing::Waits } else { Standing::Leads };
+        let link = Arc::new(LinkServer::start(config.latch.clone(), before).map_err(cannot)?);
         let pods = Arc::new(Pods::open(config.clone(), pods, link.clone())?);
         let makers: Vec<Arc<dyn Maker>> = vec![Arc::new(Process::new(config.clone())), docker.clone(), pods.clone()];
         let runs = Arc::new(Runs::open(config, makers, link).map_err(cannot)?);

@@ -136,10 +136,10 @@ struct RunLink {
 }
 
 impl LinkServer {
-    /// Starts the thread. What is latched is granted nothing; `is_gated`: nobody else either before there is a gate.
+    /// Starts the thread. What is latched is granted nothing. `before`: what this controller is to all before there is a gate.
     /// # Errors
     /// No thread or descriptors are left.
-    pub fn start(latch: Arc<Latch>, is_gated: bool) -> io::Result<Self> {
+    pub fn start(latch: Arc<Latch>, before: Standing) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (quit, quitting) = oneshot::channel::<()>();
@@ -148,7 +148,6 @@ impl LinkServer {
             runtime.shutdown_background();
         })?;
         let (epoch, changes) = (AtomicU64::new(0), broadcast::channel(CHANGES_KEPT).0);
-        let before = if is_gated { Standing::Waits } else { Standing::Leads };
         let gate = Arc::new(Mutex::new(Arc::new(move |_: Option<&Uid>| before) as Gate));
         let shared = Shared { epoch, changes, latch, gate, runs: Mutex::default(), waiting: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), runtime: handle, quit: Some(quit), thread: Some(thread) })

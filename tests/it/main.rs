@@ -14,6 +14,7 @@ mod gates;
 mod http;
 mod kill;
 mod kube_api;
+mod link;
 mod plan;
 mod records;
 mod servers;
