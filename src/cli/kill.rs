@@ -2,6 +2,7 @@
 
 use super::output::{age, one_line, out, table};
 use super::{Failure, Global};
+use crate::api::validate::parse_duration;
 use crate::audit::{Audit, AuditOptions};
 use crate::causes;
 use crate::kill::latch::Latch;
@@ -9,9 +10,10 @@ use crate::kill::receipt::{KillRequest, Receipt, Receipts, Verdict};
 use crate::kill::{self, Killer, admin};
 use crate::server::view::Ending;
 use clap::{Args, Subcommand};
+use futures::StreamExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long the audit log is waited for.
 const AUDIT_TIME_MAX: Duration = Duration::from_millis(300);
@@ -19,6 +21,11 @@ const AUDIT_TIME_MAX: Duration = Duration::from_millis(300);
 const RECORD_TIME_MAX: Duration = Duration::from_secs(8);
 /// The same where the controller has just kept silent: the receipts are not held back for it.
 const SILENT_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Pause before those are looked at again that were not seen dead.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
+/// How many of them are asked for at once.
+const LOOKS_AT_ONCE: usize = 8;
 
 /// Kill one agent or all of them
 #[derive(Args, Debug)]
@@ -41,6 +48,9 @@ pub(super) struct Kill {
     /// You know that the node of their pods is gone for good (powered off, destroyed): count them as dead although nobody can look. Written to the audit log. Wrongly said it lets two live agents work on one branch. Only beside the controller, not over --server
     #[arg(long, conflicts_with = "all")]
     node_is_gone: bool,
+    /// Look on for so long until all of them were seen dead, such as 60s: the kubelets of many pods need longer than a kill looks by itself (4.5 s)
+    #[arg(long, value_name = "DURATION", value_parser = |text: &str| parse_duration(text))]
+    wait: Option<Duration>,
 }
 
 impl Kill {
@@ -83,6 +93,9 @@ impl Kill {
         };
         notes.extend(notes_of(&here));
         merge(&mut agents, here.agents, is_told);
+        if let Some(wait) = self.wait {
+            self.look_on(global, &mut agents, Instant::now() + wait).await;
+        }
         if self.all && agents.is_empty() && here.unknown.is_empty() {
             out!("nothing to kill");
         }
@@ -91,6 +104,39 @@ impl Kill {
             eprintln!("nothing starts until: mosaic halt release {}", request.halt.unwrap_or_default());
         }
         report(&agents, here.unknown.len())
+    }
+
+    /// Kills those again that were not seen dead, until they were or the time is over: through the server, or from here where none answers.
+    async fn look_on(&self, global: &Global, agents: &mut [Ending], until: Instant) {
+        while agents.iter().any(|agent| !agent.is_dead()) && Instant::now() < until {
+            tokio::time::sleep(LOOK_PAUSE).await;
+            let open: Vec<String> = agents.iter().filter(|agent| !agent.is_dead()).map(|agent| agent.agent_id.clone()).collect();
+            let looks = futures::stream::iter(open).map(|id| self.look_again(global, id)).buffer_unordered(LOOKS_AT_ONCE);
+            let seen: Vec<Ending> = looks.filter_map(futures::future::ready).collect().await;
+            for ending in seen {
+                agents.iter_mut().filter(|agent| agent.agent_id == ending.agent_id).for_each(|agent| *agent = ending.clone());
+            }
+        }
+    }
+
+    /// `None`: it was not seen dead.
+    async fn look_again(&self, global: &Global, id: String) -> Option<Ending> {
+        let asked = match global.client() {
+            Ok(client) => client.kill(&id, None).await.ok(),
+            Err(_) => None,
+        };
+        let ending = match asked {
+            Some(ending) => Some(ending),
+            None if global.server.is_some() => None,
+            None => {
+                let request =
+                    KillRequest { agents: vec![id], all: false, halt: None, hold: false, namespace: None, ..self.request(global) };
+                let state = global.state().ok()?;
+                let seen = tokio::task::spawn_blocking(move || here(&state, &request)).await.ok()??;
+                seen.receipts.agents.into_iter().next().map(|receipt| Ending::of_receipt(receipt, 0, ""))
+            }
+        };
+        ending.filter(Ending::is_dead)
     }
 
     fn request(&self, global: &Global) -> KillRequest {

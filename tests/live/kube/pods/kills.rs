@@ -107,16 +107,18 @@ fn everything_is_killed_at_once() {
     let started = Instant::now();
     let (output, gone_after) = std::thread::scope(|scope| {
         let state = mosaic.state();
-        let call = scope.spawn(move || program().args(["kill", "--all", "--state"]).arg(state).stdin(Stdio::null()).output().unwrap());
+        let call = scope
+            .spawn(move || program().args(["kill", "--all", "--wait", "60s", "--state"]).arg(state).stdin(Stdio::null()).output().unwrap());
         let gone_after = until("the processes go", || processes(&mark) == 0);
         (call.join().unwrap(), gone_after)
     });
     let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("kill-all of {count} pods: processes gone after {gone_after} ms, answered after {} ms: {told}", started.elapsed().as_millis());
     assert!(gone_after <= 5000, "{gone_after} ms");
-    // A kubelet may need longer than a kill waits to say so of very many; then the table must say that.
-    let (verified, open) = (told.matches("(dead-verified").count(), told.matches("(revoked-unverified").count());
-    assert_eq!((verified + open, output.status.success()), (count, open == 0), "{told}");
+    // A kubelet may need longer than a kill looks by itself to say so of very many.
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told.lines().filter(|line| line.starts_with("agent/")).count(), count, "{told}");
+    assert!(!told.contains("UNVERIFIED") && !told.contains("unverified"), "{told}");
     for uid in &uids {
         mosaic.wait(uid, "the record to say killed", |object| object["status"]["phase"] == "Killed");
     }
