@@ -107,12 +107,6 @@ impl Drivers {
         self.inner.docker.keep_warm(count).map(|()| format!("containers are kept prepared: {count}"))
     }
 
-    /// How many pods wait for a run, and why there are not more, if something is in the way.
-    #[must_use]
-    pub fn prepared_pods(&self) -> (usize, Option<String>) {
-        self.inner.pods.prepared()
-    }
-
     /// Ends and removes what is prepared; blocks.
     pub fn end_prepared(&self) {
         self.inner.docker.end_prepared();

@@ -9,7 +9,6 @@ use crate::inside::wire::{ENV_AUTHORITY, ENV_LINK, ENV_RUN, ENV_TOKEN, HOME, WOR
 use crate::sandbox::docker::labels;
 use crate::sandbox::folder::{ContainerSpec, short};
 use crate::sandbox::limits::tmp_bytes_max;
-use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -111,13 +110,12 @@ impl Mark<'_> {
         })
     }
 
-    /// What makes a pod that was made ahead the pod of this run: a merge patch for this very pod, which keeps the finalizers of others. With ours
-    /// its end cannot be missed, and it is refused where the pod is being deleted already.
-    pub(super) fn claim(&self, pod: &Pod) -> Value {
-        let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
+    /// What makes a pod that was made ahead (`uid`) the pod of this run: a merge patch for this very one, which keeps the finalizers of others.
+    /// With ours its end cannot be missed, and the patch is refused where the pod is being deleted already.
+    pub(super) fn claim(&self, uid: &str, mut finalizers: Vec<String>) -> Value {
         finalizers.push(FINALIZER.to_owned());
         let mut metadata = json!({
-            "uid": pod.metadata.uid,
+            "uid": uid,
             "labels": self.labels(),
             "annotations": self.annotations(),
             "finalizers": finalizers,

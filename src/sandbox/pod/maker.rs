@@ -199,8 +199,8 @@ impl Maker for Pods {
         let Some(entry) = self.shared.entry(&run.id) else { return Coming::default() };
         let Some(pod) = self.shared.pod(&entry.namespace, &entry.name) else { return Coming::default() };
         let Word::Coming { doing, hopeless } = word::of(&pod) else { return Coming::default() };
-        if let Some((Refusal::Unschedulable, words)) = &hopeless {
-            self.warm.give_way(words);
+        if let Some((Refusal::Unschedulable, _)) = &hopeless {
+            self.warm.give_way();
         }
         let patience = match &hopeless {
             // A node may be on its way, as an image that its registry refuses is not.
@@ -328,8 +328,8 @@ impl Pods {
         });
         let uid = made.map_err(|error| {
             let refused = refusal(&run.id, error);
-            if let SandboxError::Refused { why: Refusal::QuotaExceeded, message } = &refused {
-                self.warm.give_way(message);
+            if let SandboxError::Refused { why: Refusal::QuotaExceeded, .. } = &refused {
+                self.warm.give_way();
             }
             refused
         })?;

@@ -28,6 +28,7 @@ use crate::sandbox::runs::{Claimed, Run, failed};
 use crate::sandbox::{RunSpec, SandboxError};
 use crate::store::kube::call::CallError;
 use futures::future::join_all;
+use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -44,8 +45,8 @@ const SHAPES_MAX: usize = 4;
 const MAKING_MAX: usize = 4;
 /// How long nothing is prepared after one was asked for: the run that asked begins first.
 const ASK_PAUSE: Duration = Duration::from_millis(300);
-/// How long nothing is prepared after that came to nothing, or took the room that an agent needs.
-const TROUBLE_PAUSE: Duration = Duration::from_secs(60);
+/// How long nothing is prepared after an agent has found no room.
+const ROOM_PAUSE: Duration = Duration::from_secs(60);
 /// Whoever has asked so recently lives: a question is held for two seconds.
 const ASKED_WITHIN: Duration = Duration::from_secs(5);
 /// Whoever has not asked for so long does not any more.
@@ -76,7 +77,6 @@ struct Inside {
     /// Names of pods that were taken, and are not a run's yet.
     taken: BTreeSet<String>,
     paused_until: Option<Instant>,
-    trouble: Option<String>,
 }
 
 /// What makes one pod as good as another.
@@ -120,13 +120,11 @@ impl Pool {
     }
 
     /// An agent needs the room: everything prepared goes, and nothing new comes for a while.
-    pub(super) fn give_way(&self, why: &str) {
+    pub(super) fn give_way(&self) {
         let mut inside = self.inside();
-        if inside.wanted > 0 {
-            inside.pause(why.to_owned());
-            let made = std::mem::take(&mut inside.made);
-            inside.waste.extend(made);
-        }
+        inside.paused_until = Some(Instant::now() + ROOM_PAUSE);
+        let made = std::mem::take(&mut inside.made);
+        inside.waste.extend(made);
     }
 
     /// Takes one that is what a run would get, and notes that it was asked for.
@@ -145,22 +143,24 @@ impl Pool {
 }
 
 impl Inside {
-    fn pause(&mut self, why: String) {
-        self.paused_until = Some(Instant::now() + TROUBLE_PAUSE);
-        self.trouble = Some(why);
+    /// One of a shape came to nothing: so would the next one, until a run asks for that shape again.
+    fn forget(&mut self, shape: &Shape, why: &str) {
+        tracing::warn!(namespace = shape.namespace, image = shape.wish.image, why, "no pods are prepared until a run asks for one again");
+        self.shapes.retain(|(known, _)| known != shape);
     }
 
-    fn note_prepared(&mut self, made: &Made, answer: Result<String, CallError>) {
-        let Some(at) = self.made.iter().position(|known| known.name == made.name) else { return };
+    /// Takes in what came of making one; false: it is of no use.
+    fn note_prepared(&mut self, made: &Made, answer: Result<String, CallError>) -> bool {
+        let Some(at) = self.made.iter().position(|known| known.name == made.name) else { return false };
         match answer {
             Ok(uid) => {
                 self.made[at].uid = Some(uid);
-                self.trouble = None;
+                true
             }
             Err(error) => {
-                let spent = self.made.remove(at);
-                self.waste.push(spent);
-                self.pause(crate::causes::one_line(&error));
+                self.made.remove(at);
+                self.forget(&made.shape, &crate::causes::one_line(&error));
+                false
             }
         }
     }
@@ -232,12 +232,6 @@ impl Pods {
         });
     }
 
-    /// How many pods wait for a run, and why there are not more, if something is in the way.
-    pub(crate) fn prepared(&self) -> (usize, Option<String>) {
-        let inside = self.warm.inside();
-        (inside.made.iter().filter(|made| self.is_ready(made)).count(), inside.trouble.clone())
-    }
-
     /// Ends and removes what is prepared, and prepares nothing more. What the API server does not remove in time the next controller does.
     pub(crate) fn end_prepared(&self) {
         let Ok(served) = self.served() else { return };
@@ -276,8 +270,8 @@ impl Pods {
         let mark = Mark { run: &run.id, agent: &spec.agent, epoch: spec.epoch, is_owned: served.pod.is_owned, ..made.mark(self) };
         let (namespace, name) = (made.shape.namespace.clone(), made.name.clone());
         let pod = self.shared.pod(&namespace, &name).unwrap_or_default();
-        let (cluster, patch) = (served.cluster.clone(), mark.claim(&pod));
         let id = made.uid.clone().unwrap_or_default();
+        let (cluster, patch) = (served.cluster.clone(), mark.claim(&id, pod.metadata.finalizers.unwrap_or_default()));
         let container = MadeContainer { id, name: format!("{namespace}/{name}") };
         self.bridge.wait_beside(async move { cluster.change_pod(&namespace, &name, &patch).await }, || {
             run.folder.make(self.config.ids.uid, self.config.ids.gid)?;
@@ -292,9 +286,7 @@ impl Pods {
     /// Whether its init waits, by its own word a moment ago, and by the cluster's.
     fn is_ready(&self, made: &Made) -> bool {
         let has_asked = self.shared.link.asked_at(&short(&made.run)).is_some_and(|at| at.elapsed() < ASKED_WITHIN);
-        let is_it = |pod: &k8s_openapi::api::core::v1::Pod| {
-            pod.metadata.uid == made.uid && pod.metadata.deletion_timestamp.is_none() && word::of(pod) == Word::Runs
-        };
+        let is_it = |pod: &Pod| pod.metadata.uid == made.uid && pod.metadata.deletion_timestamp.is_none() && word::of(pod) == Word::Runs;
         has_asked && made.since.elapsed() < AGE_MAX && self.shared.pod(&made.shape.namespace, &made.name).as_ref().is_some_and(is_it)
     }
 
@@ -324,10 +316,13 @@ impl Pods {
         };
         join_all(waste.iter().map(|made| discard(&served.cluster, made))).await;
         let answers = join_all(new.iter().map(|made| self.prepare(served, made))).await;
-        let mut inside = self.warm.inside();
-        for (made, answer) in new.iter().zip(answers) {
-            inside.note_prepared(made, answer);
-        }
+        let spent: Vec<&Made> = {
+            let mut inside = self.warm.inside();
+            let noted = new.iter().zip(answers).map(|(made, answer)| (made, inside.note_prepared(made, answer)));
+            noted.filter_map(|(made, is_kept)| (!is_kept).then_some(made)).collect()
+        };
+        spent.iter().for_each(|made| self.shared.link.wait_no_more(&short(&made.run)));
+        join_all(spent.into_iter().map(|made| discard(&served.cluster, made))).await;
         true
     }
 
@@ -355,7 +350,7 @@ impl Pods {
             }
             // What ended before it was of any use says that the next one would, too.
             if let Some(why) = spent.filter(|_| !has_asked(&made)) {
-                inside.pause(why);
+                inside.forget(&made.shape, &why);
             }
             inside.waste.push(made);
         }

@@ -186,3 +186,22 @@ fn an_agent_that_finds_no_room_gets_that_of_those_that_wait() {
     mosaic.sigterm();
     assert_no_objects_left(&cluster, &runtime);
 }
+
+#[test]
+fn a_shape_of_which_nothing_comes_is_not_prepared_and_harms_no_other() {
+    let test = "kube::pods::warm::a_shape_of_which_nothing_comes_is_not_prepared_and_harms_no_other";
+    let Some((cluster, runtime, place)) = with_pods(test) else { return };
+    let (mut mosaic, remote, prepared) = with_two_prepared(&cluster, &runtime, &place, "shape");
+    let mut body = task(&remote, "no-image", "true");
+    body["sandbox"] = json!({ "image": "registry.example.org/none:1" });
+    let uid = mosaic.spawn(&body);
+    mosaic.wait(&uid, "the refusal", |object| object["status"].to_string().contains("ImageNotFound"));
+    eventually("nothing waits for that image", || {
+        let all = of_role(&cluster, &runtime, "prepared");
+        all.iter().all(|pod| pod["spec"]["containers"][0]["image"] != "registry.example.org/none:1")
+    });
+    assert_eq!(two_prepared(&cluster, &runtime), prepared);
+    assert_eq!(mosaic.call("POST", &format!("/agents/{uid}/kill"), Some(&json!({}))).0, 200);
+    mosaic.sigterm();
+    assert_no_objects_left(&cluster, &runtime);
+}
