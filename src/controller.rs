@@ -2,11 +2,13 @@
 //!
 //! Watches, finished effects and sandbox events send keys (`trigger`); the queue merges doubles, never runs two passes of one record at
 //! once, and brings a record back when its pass asked for it. A pass (`reconcile`, `halts`) reads the record live, or has it as it was just
-//! written (`own`). `orphans` looks after what has no record. Nothing here decides; that is `plan`'s.
+//! written (`own`). `orphans` looks after what has no record; `leadership` says who acts, and `handover` when that changes. What happens to an
+//! agent is not decided here; that is `plan`'s.
 
 pub mod cache;
 pub mod foresight;
 pub mod halts;
+pub mod handover;
 pub mod leadership;
 pub mod orphans;
 pub mod own;

@@ -80,6 +80,11 @@ pub trait World: Send + Sync {
         let _ = uid;
     }
 
+    /// Whether effects are under way.
+    fn is_busy(&self) -> bool {
+        false
+    }
+
     /// Forgets everything kept in memory for an agent whose record is gone.
     fn forget(&self, uid: &Uid);
 

@@ -13,6 +13,7 @@ use crate::api::validate::ValidAgent;
 use crate::audit::{Audit, AuditOptions};
 use crate::cleanups::Cleanups;
 use crate::config::Config;
+use crate::controller::leadership::Business;
 use crate::controller::orphans::{self, Memory};
 use crate::controller::own::OwnWrites;
 use crate::controller::reconcile::{Context, Journal, Transition};
@@ -168,10 +169,10 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     let closing = CancellationToken::new();
     let (ready_sender, ready) = watch::channel(false);
     let state = server_state(config, &kept, &audit, &parts, &wired, &lane, &token, addr, ready, metrics.clone(), &closing);
-    let (leadership, woken) = (kept.leadership.clone(), wired.ctx.clone());
+    let (leadership, business) = (kept.leadership.clone(), business(&wired.ctx));
     let background = vec![
         tokio::spawn(crate::heap::give_back_regularly()),
-        tokio::spawn(async move { leadership.run(|| wake_all(woken.clone()).boxed()).await }),
+        tokio::spawn(async move { leadership.run(&business).await }),
         tokio::spawn(orphans::run(wired.ctx.clone(), Memory::new(&config.state))),
         tokio::spawn(forward_changes(parts.sandbox.changes(), wired.ctx.clone())),
         tokio::spawn(resync(wired.ctx.clone(), config.resync)),
@@ -359,6 +360,7 @@ fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, l
         wake,
         own_writes: OwnWrites::default(),
         seen_in: Mutex::default(),
+        waiting: <_>::default(),
     });
     parts.sandbox.ask_before_grants(start_gate(Arc::downgrade(&ctx)));
     Wired { controller: Controller::new(ctx.clone(), trigger, queue), ctx }
@@ -419,7 +421,17 @@ async fn resync(ctx: Arc<Context>, every: Duration) {
     }
 }
 
-/// Nothing was done while nobody here led.
+/// What leading has to do with the rest.
+fn business(ctx: &Arc<Context>) -> Business {
+    let (waiting, busy, woken) = (ctx.clone(), ctx.clone(), ctx.clone());
+    Business {
+        waiting: Box::new(move || waiting.waiting.count()),
+        is_busy: Box::new(move || busy.world.is_busy()),
+        changed: Box::new(move || drop(tokio::spawn(wake_all(woken.clone())))),
+    }
+}
+
+/// Nothing was done while nobody here led; and what waits for this controller to lead is found once it does not.
 async fn wake_all(ctx: Arc<Context>) {
     match ctx.store.list(Kind::Halt).await {
         Ok((halts, _)) => halts.iter().for_each(|halt| (ctx.wake)(halt.key())),

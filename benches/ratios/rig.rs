@@ -132,6 +132,7 @@ impl Rig {
             wake: Arc::new(move |key: Key| waker.wake(key)),
             own_writes: OwnWrites::default(),
             seen_in: Mutex::default(),
+            waiting: <_>::default(),
         });
         let controller = Controller::new(ctx, trigger, queue);
         let progress = controller.progress();

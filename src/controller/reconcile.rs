@@ -10,6 +10,7 @@ use crate::api::names::{ANNOTATION_DISCARD, ANNOTATION_ENDED_BY, Epoch, FINALIZE
 use crate::api::validate::{ValidAgent, validate};
 use crate::cleanups::Cleanups;
 use crate::controller::foresight::{Foresight, foresee};
+use crate::controller::handover::{Waiting, needs_a_leader};
 use crate::controller::own::{OwnWrites, version_of};
 use crate::effect::{EffectError, Subject, World};
 use crate::kill::latch::Latch;
@@ -99,6 +100,8 @@ pub struct Context {
     pub own_writes: OwnWrites,
     /// Agents under way, with the epoch in which a pass has last seen their record as it is stored: whose they are is known since then.
     pub seen_in: Mutex<BTreeMap<Uid, Epoch>>,
+    /// Agents of this controller that wait for it to lead.
+    pub waiting: Waiting,
 }
 
 impl Context {
@@ -171,6 +174,7 @@ impl Context {
     /// Forgets everything kept in memory for a record that is gone.
     pub fn forget(&self, key: &Key, uid: &Uid) {
         self.seen_in.lock().expect("nobody panics while holding it").remove(uid);
+        self.waiting.note(uid, false);
         self.own_writes.forget(key);
         self.world.forget(uid);
     }
@@ -246,9 +250,13 @@ const ENDS_ONLY: Epoch = Epoch(0);
 /// With which epoch this controller may act on an agent; `None`: it stands by. Whoever leads may, and besides whoever holds the sandbox of an
 /// agent that has ended or is being deleted: nobody else can look at all of it, and a kill must not wait for its host to lead.
 fn authority(ctx: &Context, record: &Record, stored: &AgentStatus) -> Option<Epoch> {
-    let is_held_here = stored.installation.is_some() && stored.installation.as_deref() == ctx.world.place();
     let ends = record.metadata.deletion_timestamp.is_some() || ending(stored).is_some();
-    (ctx.epoch)().or((is_held_here && ends).then_some(ENDS_ONLY))
+    (ctx.epoch)().or((is_held_here(ctx, stored) && ends).then_some(ENDS_ONLY))
+}
+
+/// Whether this controller has begun the agent: nobody else can look at all of it.
+fn is_held_here(ctx: &Context, stored: &AgentStatus) -> bool {
+    stored.installation.is_some() && stored.installation.as_deref() == ctx.world.place()
 }
 
 /// One pass over one agent.
@@ -284,7 +292,13 @@ async fn pass(record: Record, is_kept: bool, ctx: &Context) -> Result<Option<Nex
         Ok(agent) => agent.status.clone(),
         Err(_) => serde_json::from_value(record.status.clone()).unwrap_or_default(),
     };
-    let Some(epoch) = authority(ctx, &record, &stored) else { return Ok(Some(Next::Await)) };
+    let authority = authority(ctx, &record, &stored);
+    let stands_by = authority.is_none();
+    if stands_by && (is_kept || !is_held_here(ctx, &stored)) {
+        ctx.waiting.note(&uid, false);
+        // What was kept may have been overtaken by who leads.
+        return Ok((!is_kept).then_some(Next::Await));
+    }
     let mut subject = Subject { record, uid, agent: checked.as_ref().ok().cloned() };
     let observed = ctx.world.observe(&subject).await;
     let permit = permit_for(ctx, &subject);
@@ -293,6 +307,8 @@ async fn pass(record: Record, is_kept: bool, ctx: &Context) -> Result<Option<Nex
     let now = (ctx.clock)();
     let mut decided = plan(&desired, &observed, &permit, now);
     debug_assert_eq!(crate::plan::invariants::check(&desired, &observed, &permit, &decided), Vec::<String>::new());
+    ctx.waiting.note(&subject.uid, stands_by && needs_a_leader(&stored, &observed, &decided));
+    let Some(epoch) = authority else { return Ok(Some(decided.requeue_after.map_or(Next::Await, Next::After))) };
     claim(&mut decided.status, &stored, &subject, &*ctx.world);
     if epoch == ENDS_ONLY {
         leave_word(&mut decided.status, &stored);

@@ -59,6 +59,12 @@ impl Flights {
         (flight.running.keys().cloned().collect(), flight.ended.clone())
     }
 
+    /// Whether anything is in flight, of any agent.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.table().values().any(|flight| !flight.running.is_empty())
+    }
+
     /// The good end of these, as far as they are still under way, wakes nobody until the next look. What ended since the last look has
     /// woken already.
     pub fn end_quietly(&self, uid: &Uid, effects: &BTreeSet<ActionId>) {

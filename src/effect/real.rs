@@ -197,6 +197,10 @@ impl World for RealWorld {
         self.flights.abandon(uid);
     }
 
+    fn is_busy(&self) -> bool {
+        self.flights.any()
+    }
+
     fn forget(&self, uid: &Uid) {
         // Nothing of it is in flight where it was let go of; it may be where another controller has done that.
         self.flights.abandon(uid);

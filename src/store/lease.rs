@@ -20,6 +20,9 @@ use std::time::Duration;
 
 /// Longest content of the lock and epoch files that is looked at, in bytes.
 const SMALL_FILE_BYTES_MAX: u64 = 256;
+/// How long a wish to lead stands without being repeated. Until then who has it goes first, so this is also how much longer nobody leads if leader
+/// and wisher die at once.
+pub const WISH_TIME: Duration = Duration::from_secs(6);
 /// How often taking the lock starts anew because somebody replaced the lock file in between.
 const LOCK_TRIES_MAX: u32 = 5;
 
@@ -28,7 +31,7 @@ const LOCK_TRIES_MAX: u32 = 5;
 pub enum Acquired {
     /// The caller leads, with an epoch that nobody had before.
     Leads(Epoch),
-    /// Somebody else leads; the text says who, for people.
+    /// Somebody else leads, or goes first because it has wished to; the text says who, for people.
     Held {
         /// For example `pid 4711, since 2026-01-01T00:00:00Z`.
         by: String,
@@ -71,10 +74,16 @@ pub trait Lease: Send + Sync {
     /// again answers with the same epoch.
     fn acquire(&self, floor: Epoch) -> BoxFuture<'_, Result<Acquired, LeaseError>>;
 
-    /// Makes sure that the caller still leads with that epoch.
+    /// Makes sure that the caller still leads with that epoch. Says who wishes to lead instead, for people, if somebody does.
     /// # Errors
     /// `Lost`: it does not.
-    fn renew(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>>;
+    fn renew(&self, epoch: Epoch) -> BoxFuture<'_, Result<Option<String>, LeaseError>>;
+
+    /// Tells whoever leads that the caller wishes to, and goes first once the lease is free. Stands for `WISH_TIME`, and is repeated as long as it
+    /// holds; of several the first one stands. It takes nothing from who leads, and where only one can have the store it changes nothing.
+    fn wish(&self) -> BoxFuture<'_, Result<(), LeaseError>> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Leads no longer; the next one can at once. Not leading is no error.
     fn release(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>>;
@@ -182,8 +191,8 @@ impl Lease for FileLease {
         })
     }
 
-    fn renew(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>> {
-        Box::pin(self.blocking(move |files| files.check_held(epoch)))
+    fn renew(&self, epoch: Epoch) -> BoxFuture<'_, Result<Option<String>, LeaseError>> {
+        Box::pin(self.blocking(move |files| files.check_held(epoch).map(|()| None)))
     }
 
     fn release(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>> {

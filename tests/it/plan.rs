@@ -4,6 +4,7 @@ mod build;
 mod elsewhere;
 mod exhaustive;
 mod fleet;
+mod handover;
 mod orphans;
 mod properties;
 mod rules;

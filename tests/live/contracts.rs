@@ -4,3 +4,5 @@
 pub mod lease;
 #[path = "../it/contracts/store.rs"]
 pub mod store;
+#[path = "../it/contracts/lease/wishes.rs"]
+pub mod wishes;

@@ -6,6 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const LEADS: &str = "this controller leads";
+/// How long agents run whose controller comes back meanwhile, and those of the one that leads then.
+const HELD_SECONDS: u64 = 30;
+const OWN_SECONDS: u64 = 50;
 
 pub fn says(mosaic: &Mosaic, words: &str) -> bool {
     let (code, text) = mosaic.call("GET", "/readyz?verbose", None);
@@ -110,4 +113,44 @@ pub fn stopped_leader_doubles_nothing<T: PartialEq + std::fmt::Debug>(
     }
     assert_eq!(remote.agent_refs().len(), uids.len(), "one ref each");
     first.assert_nothing_left();
+}
+
+/// What ends at a controller that stands by is delivered by it: whoever leads hands the lease over for that, and gets it back for its own. `within` is
+/// how long that takes at most, from the end of the run.
+pub fn the_lease_is_handed_to_who_has_to_finish([mut first, second]: [Mosaic; 2], shared: &Path, within: Duration) {
+    assert!(says(&first, LEADS) && !says(&second, LEADS));
+    let remote = Remote::new(shared, "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
+    let held = first.spawn(&task(&remote, "held", &format!("sleep {HELD_SECONDS}; echo held > held.txt")));
+    first.wait(&held, "the run", |object| object["status"]["phase"] == "Running");
+    let began = Instant::now();
+    first.sigkill();
+    wait_until("the other one takes over", Duration::from_secs(10), || says(&second, LEADS));
+    let own = second.spawn(&task(&remote, "own", &format!("sleep {OWN_SECONDS}; echo own > own.txt")));
+    second.wait(&own, "the run", |object| object["status"]["phase"] == "Running");
+    let own_began = Instant::now();
+    first.up();
+    wait_until("who comes back stands by", Duration::from_secs(10), || says(&first, "stands by"));
+    assert!(began.elapsed() < Duration::from_secs(HELD_SECONDS), "it came back before the end: {:?}", began.elapsed());
+    assert!(says(&second, LEADS) && !second.log().contains("hands the lease"), "what runs is no reason to hand over");
+
+    let done = first.wait_completed(&held);
+    let took = began.elapsed().saturating_sub(Duration::from_secs(HELD_SECONDS));
+    println!("delivered {took:?} after its end, by the controller that had stood by");
+    assert!(took < within, "{took:?}");
+    assert!(second.log().contains("hands the lease to another one, which has agents of its own to finish"), "{}", second.log());
+    assert!(says(&first, LEADS) && says(&second, "stands by"));
+    assert_eq!(second.object(&own)["status"]["completedAt"], json!(null), "the other one runs on");
+    let others = second.wait_completed(&own);
+    println!("and that of the other one {:?} after its own", own_began.elapsed().saturating_sub(Duration::from_secs(OWN_SECONDS)));
+    assert!(first.log().contains("hands the lease"), "{}", first.log());
+    for object in [&done, &others] {
+        assert_eq!((&object["status"]["attempt"], &object["status"]["counts"]["infrastructure"]), (&json!(1), &json!(0)), "{object:#}");
+        let name = object["status"]["push"]["ref"].as_str().unwrap();
+        assert_eq!(object["status"]["push"]["sha"].as_str(), remote.refs().get(name).map(String::as_str));
+        assert_eq!(remote.git(&["rev-list", "--count", &format!("main..{name}")]).trim(), "1", "one commit each");
+    }
+    assert_eq!(remote.agent_refs().len(), 2, "one ref each");
+    assert_ne!(done["status"]["installation"], others["status"]["installation"]);
+    first.assert_nothing_left();
+    second.assert_nothing_left();
 }

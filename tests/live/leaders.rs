@@ -1,12 +1,14 @@
 //! Candidates for a leader lease, as the tests of both stores with one need them; and what they have to show on either.
 
-use futures::FutureExt;
 use mosaic::api::names::Epoch;
-use mosaic::controller::leadership::Leadership;
+use mosaic::controller::handover::TERM_MIN;
+use mosaic::controller::leadership::{Business, Leadership};
 use mosaic::store::lease::{Acquired, Lease};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
 /// Within which a leader that is gone is replaced.
@@ -32,9 +34,14 @@ impl Drop for Held {
 }
 
 pub fn hold(lease: Arc<dyn Lease>) -> Held {
+    hold_for(lease, Business::none())
+}
+
+/// The same with something to do.
+fn hold_for(lease: Arc<dyn Lease>, business: Business) -> Held {
     let leadership = Arc::new(Leadership::new(lease, Epoch(0)));
     let held = leadership.clone();
-    Held { leadership, task: tokio::spawn(async move { held.run(|| async {}.boxed()).await }) }
+    Held { leadership, task: tokio::spawn(async move { held.run(&business).await }) }
 }
 
 pub async fn until_it_leads(leadership: &Leadership) -> Epoch {
@@ -175,4 +182,44 @@ pub async fn cut_off_leader_stops(first: Arc<dyn Lease>, second: Arc<dyn Lease>,
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(first.epoch(), None);
     assert!(next.epoch() > Some(epoch));
+}
+
+/// Of three, who has agents that wait for it leads next, once who leads has had its term and no effects are under way; and so on in turn.
+pub async fn who_has_to_lead_gets_the_lease(candidate: impl Fn() -> Arc<dyn Lease>) {
+    let (busy, changes) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let (is_busy, changed) = (busy.clone(), changes.clone());
+    let first = hold_for(
+        candidate(),
+        Business {
+            is_busy: Box::new(move || is_busy.load(SeqCst)),
+            changed: Box::new(move || _ = changed.fetch_add(1, SeqCst)),
+            ..Business::none()
+        },
+    );
+    let epoch = until_it_leads(&first).await;
+    let led = Instant::now();
+    let agents = Arc::new(AtomicUsize::new(2));
+    let waiting = agents.clone();
+    let second = hold_for(candidate(), Business { waiting: Box::new(move || waiting.load(SeqCst)), ..Business::none() });
+    let third = hold(candidate());
+    tokio::time::sleep(TERM_MIN + Duration::from_secs(2)).await;
+    assert_eq!(first.epoch(), Some(epoch), "effects are under way");
+    assert!(first.describe().contains("soon hands the lease to pid"), "{}", first.describe());
+    assert!(second.describe().ends_with("; 2 of its agents wait for it to lead"), "{}", second.describe());
+    busy.store(false, SeqCst);
+    let free = Instant::now();
+    while second.epoch().is_none() {
+        assert_eq!(third.epoch(), None, "the one that has to goes first");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    println!("the lease was handed over {:?} after nothing stood against it, {:?} after the term began", free.elapsed(), led.elapsed());
+    assert!(free.elapsed() < Duration::from_secs(4), "{:?}", free.elapsed());
+    assert_eq!((first.epoch(), changes.load(SeqCst)), (None, 2), "both changes are told: that it led, and that it does not");
+    assert!(second.epoch() > Some(epoch));
+
+    // Nothing waits any more, so it stays as it is.
+    agents.store(0, SeqCst);
+    tokio::time::sleep(TERM_MIN + Duration::from_secs(4)).await;
+    assert!(second.epoch().is_some() && first.epoch().is_none() && third.epoch().is_none());
+    assert!(second.describe().starts_with("this controller leads, with epoch") && !second.describe().contains("hands"));
 }

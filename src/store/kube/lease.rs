@@ -3,12 +3,14 @@
 //! Clocks of different machines are never compared: whoever does not lead takes the lease over once it has not *seen* it change for as long as
 //! it lasts, by its own clock, and whoever leads counts from before it asked (`controller::leadership`). Each change is a compare-and-set on the
 //! resourceVersion. The epoch is an annotation of the object and, besides, in the state folder: an object that was deleted brings none back.
-//! A predecessor on the same state folder need not be waited for: whoever has the folder's lock knows that it is dead.
+//! A predecessor on the same state folder need not be waited for: whoever has the folder's lock knows that it is dead. A wish to lead is another
+//! annotation, which its wisher changes again and again: it stands as long as whoever asks has seen that. Who leads may find by it that the lease
+//! was changed, and then reads and renews it anew at once.
 
 use super::call::{Api, CallError, Method};
 use super::{KubeStore, installation};
 use crate::api::names::Epoch;
-use crate::store::lease::{Acquired, EpochFile, Lease, LeaseError};
+use crate::store::lease::{Acquired, EpochFile, Lease, LeaseError, WISH_TIME};
 use futures::future::BoxFuture;
 use k8s_openapi::api::coordination::v1::{Lease as Object, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -30,6 +32,10 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(3);
 const TRIES_MAX: usize = 4;
 /// Annotation: the epoch of whoever leads, or led last.
 const EPOCH: &str = "mosaicstack.dev/epoch";
+/// Annotation: who wishes to lead, and when it has said so last.
+const WISH: &str = "mosaicstack.dev/wishes-to-lead";
+/// Stands between the two.
+const SAID: &str = "; said ";
 
 /// The Kubernetes form.
 pub struct KubeLease {
@@ -48,6 +54,8 @@ struct State {
     held: Option<(Epoch, Object)>,
     /// What somebody else's lease said when it changed last, and when that was seen.
     seen: Option<(LeaseSpec, Duration)>,
+    /// What the wish said when it changed last, and when that was seen.
+    wish: Option<(String, Duration)>,
 }
 
 impl KubeLease {
@@ -108,7 +116,9 @@ impl KubeLease {
             metadata: ObjectMeta { name: Some(NAME.to_owned()), namespace: Some(self.api.namespace.clone()), ..ObjectMeta::default() },
             spec: None,
         });
-        lease.metadata.annotations.get_or_insert_default().insert(EPOCH.to_owned(), epoch.0.to_string());
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        annotations.insert(EPOCH.to_owned(), epoch.0.to_string());
+        annotations.remove(WISH);
         let spec = lease.spec.get_or_insert_default();
         spec.holder_identity = Some(self.holder.clone());
         spec.lease_duration_seconds = Some(i32::try_from(LEASE_TIME.as_secs()).expect("a few seconds"));
@@ -121,7 +131,7 @@ impl KubeLease {
             installation::expect_alone(&self.api).await.map_err(LeaseError::Store)?;
         }
         self.epoch_file.as_ref().map_or(Ok(()), |file| file.write(epoch))?;
-        *state = State { held: Some((epoch, lease)), seen: None };
+        *state = State { held: Some((epoch, lease)), ..State::default() };
         Ok(Some(epoch))
     }
 }
@@ -139,13 +149,16 @@ impl Lease for KubeLease {
                     return Ok(Acquired::Leads(*epoch));
                 }
                 state.held = None;
-                match found.as_ref().and_then(holder) {
-                    Some(other) if !other.ends_with(&self.id) && !state.has_run_out(found.as_ref()) => {
-                        return Ok(Acquired::Held { by: other.to_owned() });
+                let first = found.as_ref().and_then(|lease| state.wisher(lease, &self.id));
+                let other = found.as_ref().and_then(holder);
+                // One of this state folder is a process that is dead: its lease is ours.
+                if !other.is_some_and(|other| other.ends_with(&self.id)) {
+                    let held = other.filter(|_| !state.has_run_out(found.as_ref())).cloned();
+                    if let Some(by) = held.or(first) {
+                        return Ok(Acquired::Held { by });
                     }
-                    Some(other) => other.clone_into(&mut by),
-                    None => {}
                 }
+                by = other.cloned().unwrap_or_default();
                 if let Some(epoch) = self.take(&mut state, found, floor).await? {
                     return Ok(Acquired::Leads(epoch));
                 }
@@ -154,7 +167,7 @@ impl Lease for KubeLease {
         })
     }
 
-    fn renew(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>> {
+    fn renew(&self, epoch: Epoch) -> BoxFuture<'_, Result<Option<String>, LeaseError>> {
         Box::pin(async move {
             let lost = |why: String| LeaseError::Lost { epoch, why };
             let mut state = self.state.lock().await;
@@ -163,12 +176,16 @@ impl Lease for KubeLease {
                     return Err(lost("it was released".to_owned()));
                 };
                 let mut lease = lease.clone();
+                let wisher = state.wisher(&lease, &self.id);
+                if wisher.is_none() {
+                    lease.metadata.annotations.get_or_insert_default().remove(WISH);
+                }
                 lease.spec.get_or_insert_default().renew_time = Some(now());
                 if let Some(written) = self.write(&lease).await? {
                     state.held = Some((epoch, written));
-                    return Ok(());
+                    return Ok(wisher);
                 }
-                // It was changed: by somebody who leads now, by a renewal of ours whose answer never came, or by hand.
+                // It was changed: by somebody who leads now or wishes to, by a renewal of ours whose answer never came, or by hand.
                 match self.read().await? {
                     Some(found) if holder(&found) == Some(&self.holder) => state.held = Some((epoch, found)),
                     found => {
@@ -182,15 +199,38 @@ impl Lease for KubeLease {
         })
     }
 
+    fn wish(&self) -> BoxFuture<'_, Result<(), LeaseError>> {
+        Box::pin(async move {
+            let mut state = self.state.lock().await;
+            let Some(mut lease) = self.read().await? else { return Ok(()) };
+            let is_elsewhere = holder(&lease).is_some_and(|other| !other.ends_with(&self.id));
+            if is_elsewhere && state.wisher(&lease, &self.id).is_none() {
+                let said = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ");
+                lease.metadata.annotations.get_or_insert_default().insert(WISH.to_owned(), format!("{}{SAID}{said}", self.holder));
+                // One that comes too late is repeated.
+                self.write(&lease).await?;
+            }
+            Ok(())
+        })
+    }
+
     fn release(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>> {
         Box::pin(async move {
             let mut state = self.state.lock().await;
-            let Some((_, lease)) = state.held.take_if(|(held, _)| *held == epoch) else { return Ok(()) };
-            let mut lease = lease;
-            let spec = lease.spec.get_or_insert_default();
-            spec.holder_identity = None;
-            spec.renew_time = Some(now());
-            self.write(&lease).await.map(drop)
+            let Some((_, mut lease)) = state.held.take_if(|(held, _)| *held == epoch) else { return Ok(()) };
+            for _ in 0..TRIES_MAX {
+                let spec = lease.spec.get_or_insert_default();
+                spec.holder_identity = None;
+                spec.renew_time = Some(now());
+                if self.write(&lease).await?.is_some() {
+                    return Ok(());
+                }
+                match self.read().await? {
+                    Some(found) if holder(&found) == Some(&self.holder) => lease = found,
+                    Some(_) | None => return Ok(()),
+                }
+            }
+            Err(failed("release the leader lease, which changes all the time", CallError::Silent(ANSWER_WAIT_MAX)))
         })
     }
 
@@ -200,12 +240,26 @@ impl Lease for KubeLease {
 }
 
 impl State {
+    /// Who wishes to lead, beside the candidate `id`: by a wish that was seen to change within the time that it stands.
+    fn wisher(&mut self, lease: &Object, id: &str) -> Option<String> {
+        let wish = lease.metadata.annotations.as_ref().and_then(|all| all.get(WISH));
+        let Some(text) = wish else {
+            self.wish = None;
+            return None;
+        };
+        let now = since_boot();
+        let (_, at) = self.wish.take_if(|(seen, _)| seen == text).unwrap_or_else(|| (text.clone(), now));
+        self.wish = Some((text.clone(), at));
+        let who = text.rsplit_once(SAID).map_or(text.as_str(), |(who, _)| who);
+        (now.saturating_sub(at) < WISH_TIME && !who.ends_with(id)).then(|| who.to_owned())
+    }
+
     /// Whether somebody else's lease was seen unchanged for as long as it lasts.
     fn has_run_out(&mut self, lease: Option<&Object>) -> bool {
         let spec = lease.and_then(|lease| lease.spec.clone()).unwrap_or_default();
         let said = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(LEASE_TIME, Duration::from_secs);
         let lasts = said.clamp(LEASE_TIME, FOREIGN_TIME_MAX);
-        let now = Duration::from_millis(crate::inside::system::boot_millis());
+        let now = since_boot();
         match &self.seen {
             Some((seen, at)) if *seen == spec => now.saturating_sub(*at) >= lasts,
             _ => {
@@ -226,6 +280,11 @@ fn epoch_of(lease: &Object) -> Result<Epoch, LeaseError> {
         let help = "Write the highest epoch that was in use there, or remove the annotation if state folders remember it";
         LeaseError::Unusable(format!("the annotation {EPOCH} of the lease {NAME} holds {text:?} instead of a number. {help}"))
     })
+}
+
+/// Time since the machine was started, suspended time included.
+fn since_boot() -> Duration {
+    Duration::from_millis(crate::inside::system::boot_millis())
 }
 
 fn now() -> MicroTime {

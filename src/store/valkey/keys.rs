@@ -60,6 +60,11 @@ impl Keys {
         self.named("lease")
     }
 
+    /// Text: who wishes to lead. It goes by itself.
+    pub(super) fn wish(&self) -> String {
+        self.named("wish")
+    }
+
     /// The keys of every script that writes a record.
     pub(super) fn of_write(&self, kind: Kind) -> Vec<String> {
         vec![self.meta(), self.records(kind), self.changes(), self.events(), self.named("agent-states"), self.named("task-states")]

@@ -9,7 +9,7 @@ use super::script::{Call, LEASE, Reply};
 use super::{Shared, ValkeyStore, open, writes};
 use crate::api::names::Epoch;
 use crate::store::StoreError;
-use crate::store::lease::{Acquired, EpochFile, Lease, LeaseError};
+use crate::store::lease::{Acquired, EpochFile, Lease, LeaseError, WISH_TIME};
 use fred::types::Value;
 use futures::future::BoxFuture;
 use k8s_openapi::jiff::Timestamp;
@@ -49,12 +49,14 @@ impl ValkeyLease {
         }
     }
 
-    /// `verb`: acquire, renew or release; `more` is what it needs beyond what all three do.
+    /// `verb`: acquire, renew, release or wish; `more` is what it needs beyond what all of them do.
     async fn ask(&self, verb: &'static str, more: Vec<Value>, durable: bool) -> Result<Reply, LeaseError> {
-        let ttl = i64::try_from(LEASE_TTL.as_millis()).expect("a few seconds");
+        let lasts = if verb == "wish" { WISH_TIME } else { LEASE_TTL };
+        let ttl = i64::try_from(lasts.as_millis()).expect("a few seconds");
         let args: Vec<Value> = vec![self.shared.id().into(), verb.into(), self.holder.clone().into(), ttl.into()];
         let args = args.into_iter().chain(more).collect();
-        let call = Call { script: &LEASE, keys: vec![self.shared.keys.meta(), self.shared.keys.lease()], args };
+        let keys = vec![self.shared.keys.meta(), self.shared.keys.lease(), self.shared.keys.wish()];
+        let call = Call { script: &LEASE, keys, args };
         let slot = self.shared.keys.slot();
         let answered = if durable {
             let ask = |client| async move { writes::write(&client, std::slice::from_ref(&call), slot).await };
@@ -93,17 +95,21 @@ impl Lease for ValkeyLease {
         })
     }
 
-    fn renew(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>> {
+    fn renew(&self, epoch: Epoch) -> BoxFuture<'_, Result<Option<String>, LeaseError>> {
         Box::pin(async move {
             let reply = self.ask("renew", vec![epoch.0.to_string().into()], false).await?;
             let why = match reply.word.as_str() {
-                "leads" => return Ok(()),
+                "leads" => return Ok(reply.more.get(1).map(|wisher| String::from_utf8_lossy(wisher).into_owned())),
                 "held" => format!("now leads {}", String::from_utf8_lossy(reply.first())),
                 "gone" => "it was not renewed in time, or was released".to_owned(),
                 _ => self.replaced("renew the leader lease").await.to_string(),
             };
             Err(LeaseError::Lost { epoch, why })
         })
+    }
+
+    fn wish(&self) -> BoxFuture<'_, Result<(), LeaseError>> {
+        Box::pin(async move { self.ask("wish", vec![self.who.clone().into()], false).await.map(drop) })
     }
 
     fn release(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>> {

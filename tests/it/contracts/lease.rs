@@ -13,15 +13,15 @@ pub struct Fixture {
     pub _keep: Box<dyn std::any::Any + Send + Sync>,
 }
 
-/// Makes one test per promise.
+/// Makes one test per promise of a module.
 macro_rules! suite {
-    ($factory:path; $($promise:ident),* $(,)?) => {
+    ($factory:path; $module:ident: $($promise:ident),* $(,)?) => {
         $(
             #[tokio::test]
             async fn $promise() {
                 let fixture: Option<$crate::contracts::lease::Fixture> = $factory().await.into();
                 if let Some(fixture) = fixture {
-                    $crate::contracts::lease::$promise(fixture).await;
+                    $crate::contracts::$module::$promise(fixture).await;
                 }
             }
         )*
@@ -32,7 +32,7 @@ macro_rules! suite {
 macro_rules! every_promise {
     ($factory:path) => {
         $crate::contracts::lease::suite! {
-            $factory;
+            $factory; lease:
             one_leads_and_the_other_is_told_who,
             whoever_leads_keeps_its_epoch,
             epochs_only_grow,

@@ -215,6 +215,7 @@ impl Sim {
             wake: Arc::new(move |key| woken.lock().unwrap().push(key)),
             own_writes: OwnWrites::default(),
             seen_in: Mutex::default(),
+            waiting: <_>::default(),
         }
     }
 

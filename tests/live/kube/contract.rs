@@ -11,6 +11,7 @@ mod of_the_store {
 
 mod of_the_lease {
     crate::contracts::lease::every_promise!(super::fresh_lease);
+    crate::contracts::wishes::every_promise_of_wishes!(super::fresh_lease);
 }
 
 async fn fresh_store() -> Option<store::Fixture> {

@@ -55,6 +55,13 @@ async fn a_clean_end_hands_over_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_to_lead_gets_the_lease() {
+    let Some(cluster) = cluster("kube::lease::who_has_to_lead_gets_the_lease").await else { return };
+    let store = cluster.store();
+    leaders::who_has_to_lead_gets_the_lease(|| candidate(&store)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_cut_off_from_the_api_server_stops_before_another_begins() {
     let test = "kube::lease::a_leader_cut_off_from_the_api_server_stops_before_another_begins";
     let Some(cluster) = cluster(test).await else { return };

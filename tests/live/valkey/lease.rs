@@ -51,6 +51,13 @@ async fn a_clean_end_hands_over_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_to_lead_gets_the_lease() {
+    let Some(server) = Server::start("valkey::lease::who_has_to_lead_gets_the_lease", &DURABLE) else { return };
+    let store = open(&server.url()).await.unwrap();
+    leaders::who_has_to_lead_gets_the_lease(|| candidate(&store)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_cut_off_from_its_server_stops_before_another_begins() {
     let test = "valkey::lease::a_leader_cut_off_from_its_server_stops_before_another_begins";
     let Some(server) = Server::start(test, &DURABLE) else { return };

@@ -26,6 +26,16 @@ fn a_stopped_leader_doubles_nothing_when_it_goes_on() {
 }
 
 #[test]
+fn the_lease_is_handed_to_who_has_to_finish() {
+    let Some(server) = Server::start("valkey::standby::the_lease_is_handed_to_who_has_to_finish", &DURABLE) else { return };
+    let shared = tempfile::tempdir().unwrap();
+    let url = server.url();
+    let flags = ["--valkey-url", &url, "--local-repos", shared.path().to_str().unwrap()];
+    let controllers = [(); 2].map(|()| Mosaic::start(&flags));
+    controllers::the_lease_is_handed_to_who_has_to_finish(controllers, shared.path(), Duration::from_secs(10));
+}
+
+#[test]
 fn a_kill_that_is_stored_is_answered_although_the_store_falls_silent_then() {
     let test = "valkey::standby::a_kill_that_is_stored_is_answered_although_the_store_falls_silent_then";
     let Some(server) = Server::start(test, &DURABLE) else { return };

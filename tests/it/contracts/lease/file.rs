@@ -47,6 +47,17 @@ async fn a_damaged_epoch_file_is_not_guessed_at() {
 }
 
 #[tokio::test]
+async fn who_cannot_have_the_store_wishes_in_vain() {
+    let fixture = in_a_folder().await;
+    let [a, b, c] = [(); 3].map(|()| (fixture.candidate)());
+    let epoch = leads(&a, 0).await;
+    b.wish().await.unwrap();
+    assert_eq!(a.renew(epoch).await.unwrap(), None);
+    a.release(epoch).await.unwrap();
+    assert!(leads(&c, 0).await > epoch);
+}
+
+#[tokio::test]
 async fn a_removed_lock_file_is_noticed_by_the_old_leader() {
     let folder = tempfile::tempdir().unwrap();
     let old: Arc<dyn Lease> = Arc::new(FileLease::new(folder.path(), None));

@@ -21,6 +21,15 @@ fn a_stopped_leader_doubles_nothing_when_it_goes_on() {
 }
 
 #[test]
+fn the_lease_is_handed_to_who_has_to_finish() {
+    let Some((cluster, runtime, place)) = with_pods("kube::pods::standby::the_lease_is_handed_to_who_has_to_finish") else { return };
+    let shared = tempfile::tempdir().unwrap();
+    let controllers = [(); 2].map(|()| place.start(&["--local-repos", shared.path().to_str().unwrap()]));
+    controllers::the_lease_is_handed_to_who_has_to_finish(controllers, shared.path(), Duration::from_secs(20));
+    assert_no_objects_left(&cluster, &runtime);
+}
+
+#[test]
 fn an_agent_whose_controller_never_comes_back_begins_again_with_the_next_leader() {
     let test = "kube::pods::standby::an_agent_whose_controller_never_comes_back_begins_again_with_the_next_leader";
     let Some((cluster, runtime, place)) = with_pods(test) else { return };
