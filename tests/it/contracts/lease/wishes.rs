@@ -18,6 +18,7 @@ macro_rules! every_promise_of_wishes {
             of_two_wishes_the_first_one_stands,
             a_wish_of_who_leads_or_when_nobody_does_is_none,
             who_leads_renews_and_releases_amid_wishes,
+            wishes_keep_no_leader_alive_that_has_died,
         }
     };
 }
@@ -132,4 +133,20 @@ pub async fn who_leads_renews_and_releases_amid_wishes(f: Fixture) {
     tokio::join!(renew, futures::future::join_all(wishers.iter().cloned().map(wish)));
     let asked = futures::future::join_all(wishers.iter().map(|wisher| wisher.acquire(Epoch(0)))).await;
     assert_eq!(asked.iter().filter(|a| matches!(a, Ok(Acquired::Leads(_)))).count(), 1, "it was released: {asked:?}");
+}
+
+pub async fn wishes_keep_no_leader_alive_that_has_died(f: Fixture) {
+    let (a, b) = ((f.candidate)(), (f.candidate)());
+    let first = leads(&a, 0).await;
+    let died = Instant::now();
+    let second = loop {
+        b.wish().await.unwrap();
+        if let Acquired::Leads(epoch) = b.acquire(Epoch(0)).await.unwrap() {
+            break epoch;
+        }
+        assert!(died.elapsed() < a.ttl().unwrap() + LATE, "nobody renews it any more");
+        tokio::time::sleep(PAUSE).await;
+    };
+    assert!(second > first);
+    assert!(a.renew(first).await.is_err());
 }
