@@ -20,6 +20,7 @@ mod records;
 mod servers;
 mod sim;
 mod skip;
+mod standby;
 mod tamper;
 mod tidy;
 mod tools;

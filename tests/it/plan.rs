@@ -1,6 +1,6 @@
 //! The plan as a pure function: exhaustive over the small space, properties over the large one, the fleet, and each rule by its name.
 
-mod build;
+pub mod build;
 mod elsewhere;
 mod exhaustive;
 mod fleet;

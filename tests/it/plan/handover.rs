@@ -76,7 +76,7 @@ fn what_a_leader_could_not_go_on_with_either_needs_none() {
     let failed = failure(FailureClass::Infrastructure, now());
     let snapshot = Action::TakeSnapshot { attempt: mosaic::api::names::Attempt(1), base: sha(1) };
     let mut busy = Facts::new(status(Stage::Ran), observed(Vec::new(), tree()));
-    busy.observed.in_flight = in_flight(&[snapshot.clone()]);
+    busy.observed.in_flight = in_flight(std::slice::from_ref(&snapshot));
     assert!(!needs(&busy), "it is under way");
     busy.observed.in_flight.clear();
     assert!(needs(&Facts { observed: with_outcome(busy.observed, snapshot, Err(failed)), ..busy }), "and has failed: that is stored");
