@@ -80,7 +80,7 @@ pub trait World: Send + Sync {
         let _ = uid;
     }
 
-    /// Whether effects are under way.
+    /// Whether effects are under way that should end before another one leads.
     fn is_busy(&self) -> bool {
         false
     }

@@ -425,7 +425,7 @@ async fn resync(ctx: Arc<Context>, every: Duration) {
 fn business(ctx: &Arc<Context>) -> Business {
     let (waiting, busy, woken) = (ctx.clone(), ctx.clone(), ctx.clone());
     Business {
-        waiting: Box::new(move || waiting.waiting.count()),
+        waiting: Box::new(move || waiting.waiting.count(|uid| waiting.fleet().member(uid).is_some())),
         is_busy: Box::new(move || busy.world.is_busy()),
         changed: Box::new(move || drop(tokio::spawn(wake_all(woken.clone())))),
     }

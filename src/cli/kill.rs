@@ -93,23 +93,30 @@ impl Kill {
         };
         notes.extend(notes_of(&here));
         merge(&mut agents, here.agents, is_told);
+        let mut unknown = here.unknown.len();
         if let Some(wait) = self.wait {
-            self.look_on(global, &mut agents, Instant::now() + wait).await;
+            self.look_on(global, &request, &mut agents, &mut unknown, Instant::now() + wait).await;
         }
-        if self.all && agents.is_empty() && here.unknown.is_empty() {
+        if self.all && agents.is_empty() && unknown == 0 {
             out!("nothing to kill");
         }
         notes.iter().for_each(|note| eprintln!("warning: {note}"));
         if self.hold {
             eprintln!("nothing starts until: mosaic halt release {}", request.halt.unwrap_or_default());
         }
-        report(&agents, here.unknown.len())
+        report(&agents, unknown)
     }
 
     /// Kills those again that were not seen dead, until they were or the time is over: through the server, or from here where none answers.
-    async fn look_on(&self, global: &Global, agents: &mut [Ending], until: Instant) {
-        while agents.iter().any(|agent| !agent.is_dead()) && Instant::now() < until {
+    /// What could not be told apart (`unknown`) by the whole request, for it has no name.
+    async fn look_on(&self, global: &Global, request: &KillRequest, agents: &mut [Ending], unknown: &mut usize, until: Instant) {
+        while (agents.iter().any(|agent| !agent.is_dead()) || *unknown > 0) && Instant::now() < until {
             tokio::time::sleep(LOOK_PAUSE).await;
+            if *unknown > 0
+                && let Some(receipts) = here_again(global, request.clone()).await
+            {
+                *unknown = receipts.unknown.len();
+            }
             let open: Vec<String> = agents.iter().filter(|agent| !agent.is_dead()).map(|agent| agent.agent_id.clone()).collect();
             let looks = futures::stream::iter(open).map(|id| self.look_again(global, id)).buffer_unordered(LOOKS_AT_ONCE);
             let seen: Vec<Ending> = looks.filter_map(futures::future::ready).collect().await;
@@ -131,9 +138,9 @@ impl Kill {
             None => {
                 let request =
                     KillRequest { agents: vec![id], all: false, halt: None, hold: false, namespace: None, ..self.request(global) };
-                let state = global.state().ok()?;
-                let seen = tokio::task::spawn_blocking(move || here(&state, &request)).await.ok()??;
-                seen.receipts.agents.into_iter().next().map(|receipt| Ending::of_receipt(receipt, 0, ""))
+                // Where something could not be told apart that may be all there is of it.
+                let seen = here_again(global, request).await.filter(|receipts| receipts.unknown.is_empty())?;
+                seen.agents.into_iter().next().map(|receipt| Ending::of_receipt(receipt, 0, ""))
             }
         };
         ending.filter(Ending::is_dead)
@@ -166,6 +173,13 @@ impl Kill {
         }
         Ok(Told { agents, notes: Vec::new() })
     }
+}
+
+/// Kills again on this machine, where there is something to kill.
+async fn here_again(global: &Global, request: KillRequest) -> Option<Receipts> {
+    let state = global.state().ok()?;
+    let seen = tokio::task::spawn_blocking(move || here(&state, &request)).await.ok()??;
+    Some(seen.receipts)
 }
 
 /// What the server said.

@@ -6,7 +6,7 @@
 //! should one of its agents need it, it wishes in its turn.
 
 use crate::api::agent::AgentStatus;
-use crate::api::names::Uid;
+use crate::api::names::{RunId, Uid};
 use crate::plan::Plan;
 use crate::plan::action::Action;
 use crate::plan::observed::{Look, Observed, SandboxState};
@@ -19,7 +19,8 @@ use std::time::Duration;
 pub const TERM_MIN: Duration = Duration::from_secs(15);
 /// How long effects that are under way, such as a push, are let finish before the lease is handed over. What takes longer goes on all the same:
 /// the agent stays this controller's, and its outcome is taken in when that leads again.
-pub const BUSY_MAX: Duration = Duration::from_secs(30);
+/// With the shortest term it is well below the time that an init waits for its start (`lease`): who leads next may have some under way.
+pub const BUSY_MAX: Duration = Duration::from_secs(10);
 /// How often a wish is repeated; one that is not lapses (`store::lease::WISH_TIME`).
 pub const WISH_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -39,13 +40,16 @@ pub fn yields(led: Duration, wished: Duration, is_busy: bool) -> bool {
 /// its record says in words does not count: who leads writes others there. Nor does what is swept up while it runs.
 #[must_use]
 pub fn needs_a_leader(stored: &AgentStatus, observed: &Observed, decided: &Plan) -> bool {
-    // A start waits for a leader to let it begin.
-    let starts = observed.in_flight.iter().any(|id| matches!(id.0, Action::EnsureSandbox { .. }));
-    let urges = |action: &Action| action.starts_something() || matches!(action, Action::StopSandbox { .. });
-    let rests = match &observed.sandboxes {
-        Look::Seen(sandboxes) => sandboxes.iter().all(|seen| matches!(seen.state, SandboxState::Ended(_))),
-        Look::Unknown(_) | Look::GivenUp(_) => false,
+    let seen = match &observed.sandboxes {
+        Look::Seen(sandboxes) => sandboxes.as_slice(),
+        Look::Unknown(_) | Look::GivenUp(_) => &[],
     };
+    // A start waits for a leader to let it begin, once it is not something else that it waits for: a node, an image.
+    let waits_otherwise = |wanted: &RunId| seen.iter().any(|seen| seen.run == *wanted && seen.doing.is_some());
+    let starts = observed.in_flight.iter().any(|id| matches!(&id.0, Action::EnsureSandbox { run, .. } if !waits_otherwise(run)));
+    let urges = |action: &Action| action.starts_something() || matches!(action, Action::StopSandbox { .. });
+    let is_seen = matches!(observed.sandboxes, Look::Seen(_));
+    let rests = is_seen && seen.iter().all(|seen| matches!(seen.state, SandboxState::Ended(_)));
     starts || decided.actions.iter().any(urges) || rests && (!decided.actions.is_empty() || facts(stored) != facts(&decided.status))
 }
 
@@ -80,9 +84,11 @@ impl Waiting {
         }
     }
 
-    /// How many there are.
+    /// How many there are; what is not known any more counts no longer, and is forgotten.
     #[must_use]
-    pub fn count(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    pub fn count(&self, is_known: impl Fn(&Uid) -> bool) -> usize {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(is_known);
+        all.len()
     }
 }

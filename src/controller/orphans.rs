@@ -109,8 +109,9 @@ fn tell(cleanups: &Cleanups, action: &OrphanAction) {
 }
 
 async fn pass(ctx: &Context, memory: &Memory, warned: &mut bool) -> Result<(), String> {
-    let Some(epoch) = (ctx.epoch)() else { return Ok(()) };
+    // Also who stands by looks: what is left over from its own state folder is swept up with that, and nobody else's to do.
     let inventory = ctx.world.inventory().await.map_err(|error| error.to_string())?;
+    let Some(epoch) = (ctx.epoch)() else { return Ok(()) };
     let (records, version) = ctx.store.list_stream(Kind::Agent).await.map_err(|error| causes::one_line(&error))?;
     let identity = ctx.store.identity().await.map_err(|error| causes::one_line(&error))?;
     let forgot = memory.judge(version, identity.as_deref());

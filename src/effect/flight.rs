@@ -5,7 +5,7 @@
 
 use crate::api::condition::reason;
 use crate::api::names::Uid;
-use crate::plan::action::{ActionId, Effect};
+use crate::plan::action::{Action, ActionId, Effect};
 use crate::plan::observed::{Failure, FailureClass, Outcome};
 use crate::workspace::Stop;
 use futures::future::BoxFuture;
@@ -59,10 +59,11 @@ impl Flights {
         (flight.running.keys().cloned().collect(), flight.ended.clone())
     }
 
-    /// Whether anything is in flight, of any agent.
+    /// Whether anything is in flight, of any agent, but starts: one goes on whoever leads, and waits for its controller to.
     #[must_use]
-    pub fn any(&self) -> bool {
-        self.table().values().any(|flight| !flight.running.is_empty())
+    pub fn any_but_starts(&self) -> bool {
+        let is_start = |id: &ActionId| matches!(id.0, Action::EnsureSandbox { .. });
+        self.table().values().any(|flight| !flight.running.keys().all(is_start))
     }
 
     /// The good end of these, as far as they are still under way, wakes nobody until the next look. What ended since the last look has

@@ -198,7 +198,7 @@ impl World for RealWorld {
     }
 
     fn is_busy(&self) -> bool {
-        self.flights.any()
+        self.flights.any_but_starts()
     }
 
     fn forget(&self, uid: &Uid) {

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A look that is older was another term's.
-const GAP_MAX: Duration = Duration::from_secs(30);
+/// A look that is older was another term's: shorter than the shortest one (`controller::handover::TERM_MIN`).
+const GAP_MAX: Duration = Duration::from_secs(12);
 /// How long what was said of an agent that nobody wants to end stands: the API server is not asked for the pods of each of them every second.
 const TOLD_TIME: Duration = Duration::from_secs(5);
 

@@ -91,7 +91,14 @@ async fn strike(state: &ServerState, id: &str, namespace: &Namespace) -> Result<
         who: "http".to_owned(),
         ..KillRequest::default()
     };
-    Ok(lane(state, request).await?.agents.pop())
+    let Receipts { mut agents, unknown, .. } = lane(state, request).await?;
+    Ok(agents.pop().map(|receipt| {
+        // What could not be told apart may be its.
+        if receipt.runs > 0 || unknown.is_empty() {
+            return receipt;
+        }
+        Receipt { verdict: Verdict::RevokedUnverified, message: unknown.join("; "), ..receipt }
+    }))
 }
 
 async fn lane(state: &ServerState, request: KillRequest) -> Result<Receipts, Problem> {

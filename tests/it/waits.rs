@@ -13,11 +13,11 @@ fn the_wait_begins_with_the_last_look_at_something_that_lives() {
     let (waits, uid, began) = (Waits::default(), Uid::new("waited-for").unwrap(), Instant::now());
     let look = |lives: bool, seconds: u64| waits.looked(&uid, ("other", false), lives, lives, after(began, seconds));
     assert_eq!(look(false, 0), (began, false));
-    assert_eq!(look(false, 20), (began, false));
-    assert_eq!(look(true, 40), (after(began, 40), true));
-    assert_eq!(look(false, 60), (after(began, 40), true), "and it is remembered that there were pods");
+    assert_eq!(look(false, 10), (began, false));
+    assert_eq!(look(true, 20), (after(began, 20), true));
+    assert_eq!(look(false, 30), (after(began, 20), true), "and it is remembered that there were pods");
     waits.forget(&uid);
-    assert_eq!(look(false, 70), (after(began, 70), false));
+    assert_eq!(look(false, 35), (after(began, 35), false));
 }
 
 #[test]
@@ -27,9 +27,10 @@ fn a_wait_begins_anew_for_another_controller_for_a_deletion_and_after_a_gap() {
     assert_eq!(since("other", false, 0), began);
     assert_eq!(since("other", true, 10), after(began, 10), "its own controller has its time to keep what it has");
     assert_eq!(since("third", true, 20), after(began, 20));
-    assert_eq!(since("third", true, 45), after(began, 20));
-    // Nobody looked: another one led, and whose it is may have done all it had to.
-    assert_eq!(since("third", true, 80), after(began, 80));
+    assert_eq!(since("third", true, 30), after(began, 20));
+    // Nobody looked: another one led, for the shortest term that there is, and whose it is may have done all it had to.
+    let term = mosaic::controller::handover::TERM_MIN.as_secs();
+    assert_eq!(since("third", true, 30 + term), after(began, 30 + term));
 }
 
 #[test]

@@ -253,14 +253,16 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answe
     let token = header("authorization");
     let token = token.strip_prefix("Bearer ").unwrap_or_default();
     let name = header(HEADER_RUN);
-    let Some(link) = find(&shared, &name, token) else {
+    let mut found = find(&shared, &name, token);
+    if found.is_none() && request.uri().path() == PATH_BEGIN {
         let waiting = shared.waiting().get(&name).filter(|waiting| is_same(waiting.token.expose(), token)).cloned();
-        let is_question = request.uri().path() == PATH_BEGIN;
-        return Ok(match waiting.filter(|_| is_question) {
-            Some(waiting) => waiting.hold().await,
-            None => plain(StatusCode::FORBIDDEN),
-        });
-    };
+        if let Some(waiting) = waiting {
+            return Ok(waiting.hold().await);
+        }
+        // A run is known before its pod waits no more: one that has just been claimed is found now.
+        found = find(&shared, &name, token);
+    }
+    let Some(link) = found else { return Ok(plain(StatusCode::FORBIDDEN)) };
     let number = |name: &str| header(name).parse().unwrap_or(0);
     let about = About { secret: header(HEADER_SECRET), number: number(HEADER_NUMBER), offset: number(HEADER_OFFSET) };
     let path = request.uri().path().to_owned();

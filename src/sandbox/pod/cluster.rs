@@ -16,6 +16,8 @@ use std::time::Duration;
 const STRIKE_TIME_MAX: Duration = Duration::from_secs(4);
 /// What selects the pods of all agents.
 const SANDBOXES: &str = "app.kubernetes.io/name=mosaic-sandbox";
+/// How a refusal by a quota says so.
+const OVER_QUOTA: &str = "exceeded quota";
 /// Taint by which an operator says that everything on a node is gone.
 const TAINT_OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
@@ -147,13 +149,18 @@ impl Cluster {
     }
 }
 
+/// Whether the namespace's quota is what refuses.
+pub(super) fn is_over_quota(error: &CallError) -> bool {
+    matches!(error, CallError::Refused(status) if status.code == 403 && status.message.contains(OVER_QUOTA))
+}
+
 /// What it means for a run that an object could not be made.
 pub(super) fn refusal(run: &RunId, error: CallError) -> SandboxError {
     let refused = |why: Refusal, message: &str| SandboxError::Refused { why, message: format!("the cluster refused its pod: {message}") };
     match error {
         CallError::Refused(status) if matches!(status.code, 400 | 403 | 404 | 422) => {
             let message = status.message.as_str();
-            let why = if message.contains("exceeded quota") {
+            let why = if message.contains(OVER_QUOTA) {
                 Refusal::QuotaExceeded
             } else if message.contains("RuntimeClass") {
                 Refusal::RuntimeNotFound

@@ -1,15 +1,15 @@
 //! What the pod driver does for all runs: `runs::Maker` for pods.
 
 use super::body::{self, Mark, Plan};
-use super::cluster::{Object, failed as call_failed, refusal};
+use super::cluster::{Object, failed as call_failed, is_over_quota, refusal};
 use super::word::{self, Word};
 use super::{Entry, Pods, Served, watch};
 use crate::api::agent::Driver;
 use crate::api::names::RunId;
 use crate::cleanups::Stray;
 use crate::inside::archive::{self, Bounds, Manifest, Root};
-use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_WAIT, LaunchSpec, WORKSPACE, WaitReport};
-use crate::sandbox::docker::engine::container_name;
+use crate::inside::wire::{ExitReport, FILE_CONTAINER, FILE_SPEC, FILE_WAIT, LaunchSpec, WORKSPACE, WaitReport};
+use crate::sandbox::docker::engine::{container_name, name_prefix};
 use crate::sandbox::docker::labels;
 use crate::sandbox::folder::{ContainerSpec, MadeContainer, RunFolder, StoredSpec, short};
 use crate::sandbox::limits::{Bound, Means};
@@ -33,6 +33,9 @@ const UIDS: u32 = 1_000_000_000;
 const THREADS_OF_INIT: u64 = 8;
 /// How long an image may be refused before that is final: a registry may have hiccups, and the kubelet tries again by itself.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a quota may take to count what has made room for an agent, and the pause between two tries.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+const ROOM_PAUSE: Duration = Duration::from_millis(250);
 /// Pods that are swept at once, in one pass.
 const SWEPT_MAX: usize = 256;
 
@@ -97,8 +100,13 @@ impl Maker for Pods {
     }
 
     fn may_come(&self, run: &Run) -> io::Result<bool> {
-        if run.folder.path().join(FILE_WAIT).exists() {
+        let is_there = |name: &str| run.folder.path().join(name).exists();
+        if is_there(FILE_WAIT) {
             return Ok(false);
+        }
+        // It may be taking a pod that waits.
+        if !is_there(FILE_SPEC) && run.is_being_made() {
+            return Ok(true);
         }
         if self.shared.entry(&run.id).is_some() {
             return Ok(true);
@@ -161,7 +169,11 @@ impl Maker for Pods {
         let mut names = self.warm.names();
         names.extend(self.shared.state().runs.values().map(|entry| entry.name.clone()));
         let known = known();
-        let is_known = |pod: &Pod| run_name(pod).is_none_or(|name| known.contains(name)) || names.contains(&super::key_of(pod).1);
+        let is_known = |pod: &Pod| match run_name(pod) {
+            _ if names.contains(&super::key_of(pod).1) => true,
+            None => true,
+            Some(run) => known.contains(run) && self.is_pod_of(run, pod),
+        };
         let strays = pods.into_values().filter(|pod| !is_known(pod));
         for pod in strays.take(SWEPT_MAX) {
             let (namespace, name) = (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default());
@@ -260,6 +272,16 @@ impl Pods {
         ContainerSpec { image: spec.image.clone().unwrap_or_else(|| served.pod.image.clone()), runtime: spec.runtime_class.clone() }
     }
 
+    /// Whether a pod is that of the run in this folder; where that cannot be told it is.
+    fn is_pod_of(&self, run: &str, pod: &Pod) -> bool {
+        let (namespace, name) = super::key_of(pod);
+        match RunFolder::at(self.config.state.join("runs").join(run)).read::<MadeContainer>(FILE_CONTAINER) {
+            Ok(Some(made)) => made.name == format!("{namespace}/{name}"),
+            Ok(None) => name == format!("{}{run}", name_prefix(&self.config.installation)),
+            Err(_) => true,
+        }
+    }
+
     /// Holds the lock of a run from now on.
     fn enter(&self, run: &Run, spec: &StoredSpec, lock: File) -> io::Result<()> {
         let (namespace, name) = self.place_of(run, spec)?;
@@ -274,7 +296,7 @@ impl Pods {
 
     /// Namespace and name of the pod of a run; `None`: there is no intent for one.
     fn name_of(&self, run: &Run) -> io::Result<Option<(String, String)>> {
-        let spec = run.folder.read::<StoredSpec>(crate::inside::wire::FILE_SPEC)?;
+        let spec = run.folder.read::<StoredSpec>(FILE_SPEC)?;
         spec.map(|spec| self.place_of(run, &spec)).transpose()
     }
 
@@ -316,23 +338,30 @@ impl Pods {
         };
         let (secret, policy, pod) = (plan.secret(), plan.policy(), plan.pod());
         let (cluster, place) = (served.cluster.clone(), (namespace.to_owned(), name.clone()));
+        let warm = self.warm.clone();
         let made = self.bridge.wait(async move {
             let (secret, policy) = tokio::join!(cluster.create(Object::Secret, &secret), cluster.create(Object::Policy, &policy));
             secret?;
             policy?;
-            match cluster.create(Object::Pod, &pod).await? {
-                Some(uid) => Ok(Some(uid)),
-                // One of an earlier try.
-                None => Ok(cluster.pod(&place.0, &place.1).await?.and_then(|pod| pod.metadata.uid)),
+            let until = Instant::now() + ROOM_PATIENCE;
+            let mut gave_way = false;
+            loop {
+                match cluster.create(Object::Pod, &pod).await {
+                    Ok(Some(uid)) => return Ok(Some(uid)),
+                    // One of an earlier try.
+                    Ok(None) => return Ok(cluster.pod(&place.0, &place.1).await?.and_then(|pod| pod.metadata.uid)),
+                    Err(error) if is_over_quota(&error) && Instant::now() < until => {
+                        gave_way |= warm.give_way();
+                        if !gave_way {
+                            return Err(error);
+                        }
+                        tokio::time::sleep(ROOM_PAUSE).await;
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         });
-        let uid = made.map_err(|error| {
-            let refused = refusal(&run.id, error);
-            if let SandboxError::Refused { why: Refusal::QuotaExceeded, .. } = &refused {
-                self.warm.give_way();
-            }
-            refused
-        })?;
+        let uid = made.map_err(|error| refusal(&run.id, error))?;
         let uid = uid.ok_or_else(|| failed(&run.id, "make")(io::Error::other(format!("pod {namespace}/{name} was there and is gone"))))?;
         let made = MadeContainer { id: uid, name: format!("{namespace}/{name}") };
         run.folder.write_durably(FILE_CONTAINER, &made).map_err(failed(&run.id, "make"))?;

@@ -119,12 +119,14 @@ impl Pool {
         inside.made.iter().map(|made| made.name.clone()).chain(inside.taken.iter().cloned()).collect()
     }
 
-    /// An agent needs the room: everything prepared goes, and nothing new comes for a while.
-    pub(super) fn give_way(&self) {
+    /// An agent needs the room: everything prepared goes, and nothing new comes for a while. Whether there was anything.
+    pub(super) fn give_way(&self) -> bool {
         let mut inside = self.inside();
         inside.paused_until = Some(Instant::now() + ROOM_PAUSE);
         let made = std::mem::take(&mut inside.made);
+        let had_some = !made.is_empty();
         inside.waste.extend(made);
+        had_some
     }
 
     /// Takes one that is what a run would get, and notes that it was asked for.
@@ -260,8 +262,10 @@ impl Pods {
                 tracing::warn!(run = %run.id, error, "a prepared pod cannot be used; making a new one");
             }
         }
-        // What was written into it says another pod.
-        std::fs::remove_dir_all(run.folder.path()).map_err(failed(&run.id, "prepare"))?;
+        // What was written into it says another pod. Its tombstone stays, if somebody has stopped the run meanwhile.
+        for name in [FILE_CONTAINER, FILE_PREPARED, FILE_TOKEN] {
+            std::fs::remove_file(run.folder.path().join(name)).map_err(failed(&run.id, "prepare"))?;
+        }
         Ok(None)
     }
 

@@ -81,6 +81,9 @@ impl Runs {
     /// Takes an ended run away.
     pub(crate) fn remove(&self, id: &RunId) -> Result<(), SandboxError> {
         let Some(run) = self.find(id) else { return Ok(()) };
+        if run.is_being_made() {
+            return Err(failed(id, "remove")(io::Error::other("it is being made")));
+        }
         let until = Instant::now() + LAUNCHER_PATIENCE;
         loop {
             let seen = self.look(&run).map_err(failed(id, "look at"))?;

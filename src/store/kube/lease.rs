@@ -151,8 +151,10 @@ impl Lease for KubeLease {
                 state.held = None;
                 let first = found.as_ref().and_then(|lease| state.wisher(lease, &self.id));
                 let other = found.as_ref().and_then(holder);
-                // One of this state folder is a process that is dead: its lease is ours.
-                if !other.is_some_and(|other| other.ends_with(&self.id)) {
+                // One of this state folder is a process that is dead: its lease is ours. Where it is this very one a release has failed, and whoever
+                // wishes goes first.
+                let is_ours = other.is_some_and(|other| other.ends_with(&self.id) && (*other != self.holder || first.is_none()));
+                if !is_ours {
                     let held = other.filter(|_| !state.has_run_out(found.as_ref())).cloned();
                     if let Some(by) = held.or(first) {
                         return Ok(Acquired::Held { by });

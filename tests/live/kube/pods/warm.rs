@@ -179,6 +179,8 @@ fn an_agent_that_finds_no_room_gets_that_of_those_that_wait() {
     body["sandbox"] = json!({ "cpu": "600m", "memory": "256Mi" });
     let uid = mosaic.spawn(&body);
     mosaic.wait(&uid, "the run", |object| object["status"]["phase"] == "Running");
+    let object = mosaic.object(&uid);
+    assert_eq!(object["status"]["counts"]["infrastructure"], 0, "nobody failed for them: {object:#}");
     let left: BTreeSet<String> = of_role(&cluster, &runtime, "prepared").iter().map(uid_of).collect();
     runtime.block_on(cluster.ask("DELETE", "/api/v1/namespaces/default/resourcequotas/two", None)).unwrap();
     assert!(left.is_disjoint(&prepared), "{left:?}");
@@ -203,5 +205,40 @@ fn a_shape_of_which_nothing_comes_is_not_prepared_and_harms_no_other() {
     assert_eq!(two_prepared(&cluster, &runtime), prepared);
     assert_eq!(mosaic.call("POST", &format!("/agents/{uid}/kill"), Some(&json!({}))).0, 200);
     mosaic.sigterm();
+    assert_no_objects_left(&cluster, &runtime);
+}
+
+#[test]
+fn what_is_left_over_goes_whoever_leads() {
+    let Some((cluster, runtime, place)) = with_pods("kube::pods::warm::what_is_left_over_goes_whoever_leads") else { return };
+    let (mut first, remote, prepared) = with_two_prepared(&cluster, &runtime, &place, "left");
+    let mark = format!("left-over-{}-end", std::process::id());
+    let uid = running(&first, &remote, &mark);
+    let pod = of_role(&cluster, &runtime, "agent").pop().expect("the agent's pod");
+    // Another pod with the mark of the same run, as it stays behind a claim whose answer was lost.
+    let mut other = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": pod["metadata"].clone() });
+    for name in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "ownerReferences", "generation"] {
+        other["metadata"].as_object_mut().unwrap().remove(name);
+    }
+    let name = format!("left-over-{}", std::process::id());
+    other["metadata"]["name"] = json!(name);
+    other["spec"] = json!({ "nodeSelector": { "no-such": "node" }, "containers": [{ "name": "run", "image": "none:1" }] });
+    let mut second = place.start(&[]);
+    first.sigkill();
+    eventually("the other one leads", || crate::controllers::says(&second, "this controller leads"));
+    first.up();
+    runtime.block_on(cluster.ask("POST", "/api/v1/namespaces/default/pods", Some(&other))).unwrap();
+    eventually("what was prepared, and the other pod, go", || {
+        let all = pods(&cluster, &runtime);
+        all.iter().all(|pod| !prepared.contains(&uid_of(pod)) || pod["metadata"]["labels"]["mosaicstack.dev/role"] == "agent")
+            && all.iter().all(|pod| pod["metadata"]["name"] != json!(name))
+    });
+    assert!(processes(&mark) > 0, "what runs goes on");
+    assert!(crate::controllers::says(&second, "this controller leads"), "and for that nobody has to lead");
+    let (answer, _) = kill(&second, &uid, &mark);
+    assert!(matches!(answer.0, 200 | 202), "{}", answer.1);
+    first.assert_nothing_left();
+    second.sigterm();
+    first.sigterm();
     assert_no_objects_left(&cluster, &runtime);
 }
