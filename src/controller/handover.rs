@@ -33,7 +33,8 @@ pub fn wishes(waiting: usize, asked_ago: Option<Duration>) -> bool {
 /// Whether who has led for so long hands over now to one that has wished for so long.
 #[must_use]
 pub fn yields(led: Duration, wished: Duration, is_busy: bool) -> bool {
-    led >= TERM_MIN && (!is_busy || wished >= BUSY_MAX)
+    let Some(due) = led.checked_sub(TERM_MIN) else { return false };
+    !is_busy || due.min(wished) >= BUSY_MAX
 }
 
 /// Whether there is something to do for an agent of this controller, which stands by, that only who leads may do: by what would be planned. What

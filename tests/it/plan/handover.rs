@@ -99,6 +99,9 @@ fn who_leads_yields_after_its_term_and_not_amid_effects_for_ever() {
     assert!(yields(TERM_MIN, SECOND, false));
     assert!(!yields(TERM_MIN * 10, BUSY_MAX - SECOND, true), "a push is under way");
     assert!(yields(TERM_MIN * 10, BUSY_MAX, true), "it does not come to an end");
+    // From when it could hand over: a wish that stood from the beginning of the term does not use that up.
+    assert!(!yields(TERM_MIN + BUSY_MAX - SECOND, TERM_MIN * 10, true));
+    assert!(yields(TERM_MIN + BUSY_MAX, TERM_MIN * 10, true));
 }
 
 #[test]
