@@ -1,4 +1,4 @@
-//! When a controller that stands by asks for the lease, and when the one that leads gives it up for that. Pure: the time is an argument.
+//! When a controller that stands by asks for the lease, and when the one that leads gives it up for that. The decisions are pure: the time is an argument.
 //!
 //! An agent belongs to the controller that has begun it: nobody else can look at its sandboxes and its tree. Who leads cannot go on with agents of
 //! others, and who holds them may not while it stands by; so what has ended there, and waits, is work that would be lost. Whoever has such agents

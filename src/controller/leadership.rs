@@ -8,7 +8,7 @@
 
 use super::handover;
 use crate::api::names::Epoch;
-use crate::store::lease::{Acquired, Lease, LeaseError};
+use crate::store::lease::{Acquired, Lease, LeaseError, since_boot};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -243,9 +243,4 @@ impl Leadership {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Time since the machine was started, suspended time included.
-fn since_boot() -> Duration {
-    Duration::from_millis(crate::inside::system::boot_millis())
 }

@@ -1,7 +1,7 @@
 //! `mosaic-init pod`: PID 1 of a pod's container. What an engine and the host's files are for the other drivers is here the link alone.
 //!
-//! make itself untouchable -> ask how to begin, for as long as nobody has a use for it -> fetch tree, HOME and base objects, checked as a whole -> `init::run`: look from inside, ask
-//! for the grant, execute, report. Beside it a thread carries output away, and now and then what has changed in tree and HOME. When the
+//! make itself untouchable -> ask how to begin, for as long as nobody has a use for it -> fetch tree, HOME and base objects, checked as a
+//! whole -> `init::run`: look from inside, ask for the grant, execute, report. Beside it a thread carries output away, and now and then what has changed in tree and HOME. When the
 //! command has ended the rest follows, then the last word; only when the controller has all of it does this process end, and with it the pod.
 //!
 //! The agent has the same files and the same user, but neither the token (init's environment is not its own, and init is not dumpable) nor

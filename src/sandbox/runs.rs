@@ -130,7 +130,7 @@ pub(crate) trait Claimed {
     fn made_for(&self) -> &RunId;
 
     /// The intent stands, and the link serves: init asks there. `lock` says to everybody that something of this run may live.
-    fn hand_over(self: Box<Self>, run: &Run, spec: &StoredSpec, lock: File);
+    fn hand_over(self: Box<Self>, run: &Run, lock: File);
 }
 
 /// All runs of a state folder.

@@ -20,6 +20,11 @@ use std::time::Duration;
 
 /// Longest content of the lock and epoch files that is looked at, in bytes.
 const SMALL_FILE_BYTES_MAX: u64 = 256;
+/// Time since the machine was started, suspended time included: what leases are counted by.
+pub(crate) fn since_boot() -> Duration {
+    Duration::from_millis(crate::inside::system::boot_millis())
+}
+
 /// How long a wish to lead stands without being repeated. Until then who has it goes first, so this is also how much longer nobody leads if leader
 /// and wisher die at once.
 pub const WISH_TIME: Duration = Duration::from_secs(6);

@@ -26,7 +26,7 @@ use crate::inside::wire::{
     BASE_OBJECTS_INSIDE, FILE_CONTAINER, FILE_GROUPS, FILE_IDENTITY, FILE_TASK, FOLDER_CONTROL, HOME, Identity, SOCKET_FILES, WORKSPACE,
     hold_millis,
 };
-use crate::sandbox::folder::{FILE_PREPARED, FOLDER_PREPARED, MadeContainer, PreparedContainer, RunFolder, StoredSpec, short};
+use crate::sandbox::folder::{FILE_PREPARED, FOLDER_PREPARED, MadeContainer, PreparedContainer, RunFolder, short};
 use crate::sandbox::link::{bind_in, prove};
 use crate::sandbox::runs::{Claimed, Run, failed};
 use crate::sandbox::{RunSpec, SandboxError, cgroup, kill};
@@ -109,7 +109,7 @@ impl Claimed for Waiting {
         &self.run
     }
 
-    fn hand_over(mut self: Box<Self>, _run: &Run, _spec: &StoredSpec, _lock: File) {
+    fn hand_over(mut self: Box<Self>, _run: &Run, _lock: File) {
         // The link has the lock as well, and hands it over with the files.
         self.line.take();
     }

@@ -34,8 +34,8 @@ const THREADS_OF_INIT: u64 = 8;
 /// How long an image may be refused before that is final: a registry may have hiccups, and the kubelet tries again by itself.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a quota may take to count what has made room for an agent, and the pause between two tries.
-const ROOM_PATIENCE: Duration = Duration::from_secs(5);
-const ROOM_PAUSE: Duration = Duration::from_millis(250);
+const QUOTA_PATIENCE: Duration = Duration::from_secs(5);
+const QUOTA_PAUSE: Duration = Duration::from_millis(250);
 /// Pods that are swept at once, in one pass.
 const SWEPT_MAX: usize = 256;
 
@@ -343,7 +343,7 @@ impl Pods {
             let (secret, policy) = tokio::join!(cluster.create(Object::Secret, &secret), cluster.create(Object::Policy, &policy));
             secret?;
             policy?;
-            let until = Instant::now() + ROOM_PATIENCE;
+            let until = Instant::now() + QUOTA_PATIENCE;
             let mut gave_way = false;
             loop {
                 match cluster.create(Object::Pod, &pod).await {
@@ -355,7 +355,7 @@ impl Pods {
                         if !gave_way {
                             return Err(error);
                         }
-                        tokio::time::sleep(ROOM_PAUSE).await;
+                        tokio::time::sleep(QUOTA_PAUSE).await;
                     }
                     Err(error) => return Err(error),
                 }

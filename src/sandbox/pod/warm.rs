@@ -22,7 +22,7 @@ use crate::api::validate::Limits;
 use crate::inside::wire::FILE_CONTAINER;
 use crate::sandbox::docker::engine::container_name;
 use crate::sandbox::docker::labels;
-use crate::sandbox::folder::{ContainerSpec, FILE_PREPARED, MadeContainer, PreparedContainer, StoredSpec, short};
+use crate::sandbox::folder::{ContainerSpec, FILE_PREPARED, MadeContainer, PreparedContainer, short};
 use crate::sandbox::link::Standing;
 use crate::sandbox::runs::{Claimed, Run, failed};
 use crate::sandbox::{RunSpec, SandboxError};
@@ -200,7 +200,7 @@ impl Claimed for Taken {
         &self.made.run
     }
 
-    fn hand_over(mut self: Box<Self>, run: &Run, _spec: &StoredSpec, lock: File) {
+    fn hand_over(mut self: Box<Self>, run: &Run, lock: File) {
         let (namespace, name) = (self.made.shape.namespace.clone(), self.made.name.clone());
         self.shared.enter(Entry::new(run, namespace, name, lock));
         self.pool.inside().taken.remove(&self.made.name);

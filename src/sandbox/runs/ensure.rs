@@ -65,8 +65,8 @@ impl Runs {
             Ok((stored, lock, claimed))
         });
         match written {
-            Ok((stored, lock, Some(claimed))) => {
-                claimed.hand_over(run, &stored, lock);
+            Ok((_, lock, Some(claimed))) => {
+                claimed.hand_over(run, lock);
                 Ok(())
             }
             Ok((stored, lock, None)) => self.start(maker, run, &stored, lock),

@@ -10,7 +10,7 @@
 use super::call::{Api, CallError, Method};
 use super::{KubeStore, installation};
 use crate::api::names::Epoch;
-use crate::store::lease::{Acquired, EpochFile, Lease, LeaseError, WISH_TIME};
+use crate::store::lease::{Acquired, EpochFile, Lease, LeaseError, WISH_TIME, since_boot};
 use futures::future::BoxFuture;
 use k8s_openapi::api::coordination::v1::{Lease as Object, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -282,11 +282,6 @@ fn epoch_of(lease: &Object) -> Result<Epoch, LeaseError> {
         let help = "Write the highest epoch that was in use there, or remove the annotation if state folders remember it";
         LeaseError::Unusable(format!("the annotation {EPOCH} of the lease {NAME} holds {text:?} instead of a number. {help}"))
     })
-}
-
-/// Time since the machine was started, suspended time included.
-fn since_boot() -> Duration {
-    Duration::from_millis(crate::inside::system::boot_millis())
 }
 
 fn now() -> MicroTime {
