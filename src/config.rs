@@ -119,8 +119,8 @@ pub struct Settings {
     #[serde(deserialize_with = "scalar")]
     pub pod_pending_max: Option<String>,
 
-    /// Where several controllers share a cluster: how long an agent in pods of which nothing runs any more waits for the one that began it to
-    /// lead again, before whoever leads begins it again, 10s to 24h [default: 5m]
+    /// Where several controllers share a cluster: how long an agent in pods of which nothing runs any more waits for the one that began it,
+    /// where nothing is heard of that one either, before whoever leads begins it again, 10s to 24h [default: 5m]
     #[arg(long, env = "MOSAIC_TAKEOVER_AFTER", value_name = "DURATION")]
     #[serde(deserialize_with = "scalar")]
     pub takeover_after: Option<String>,
@@ -351,7 +351,7 @@ pub struct Config {
     pub sandbox_uid: u32,
     /// A sandbox that hears nothing for so long ends itself.
     pub lease: Duration,
-    /// How long an agent in pods of which nothing runs any more waits for the controller that began it to lead again.
+    /// How long an agent in pods of which nothing runs any more waits for the controller that began it, where nothing is heard of that.
     pub takeover_after: Duration,
     /// Name of author and committer.
     pub author_name: String,

@@ -20,7 +20,7 @@ use crate::controller::reconcile::{Context, Journal, Transition};
 use crate::controller::trigger::Trigger;
 use crate::controller::{Controller, Progress};
 use crate::effect::flight::{Ended, Flights};
-use crate::effect::real::{RealWorld, resolve};
+use crate::effect::real::{RealWorld, Takeover, resolve};
 use crate::journal::Ledger;
 use crate::kill;
 use crate::kill::lane::Lane;
@@ -345,9 +345,10 @@ fn wire(config: &Config, kept: &keep::Kept, parts: &Parts, audit: &Arc<Audit>, l
     };
     let sandbox: Arc<dyn Sandbox> = parts.sandbox.clone();
     let (store, leadership) = (&kept.store, kept.leadership.clone());
-    let (installation, takeover_after) = (kept.installation.clone(), config.takeover_after);
+    let (installation, others) = (kept.installation.clone(), kept.leadership.clone());
+    let takeover = Takeover { after: config.takeover_after, is_present: Box::new(move |other| others.is_present(other)) };
     let flights = Flights::new(ended);
-    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), flights, latch.clone(), installation, takeover_after);
+    let world = RealWorld::new(store.clone(), sandbox, parts.workspaces.clone(), flights, latch.clone(), installation, takeover);
     let limits = FleetLimits { running_max: config.running_max, starting_max: config.starting_max };
     let ctx = Arc::new(Context {
         store: store.clone(),

@@ -24,6 +24,9 @@ pub const BUSY_MAX: Duration = Duration::from_secs(10);
 /// How often a wish is repeated; one that is not lapses (`store::lease::WISH_TIME`).
 pub const WISH_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often who stands by says that it lives, so that nobody takes over what it has begun (`store::lease::PRESENCE_TIME`).
+pub const PRESENCE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Whether who does not lead asks for the lease now: `waiting` agents wait for it to lead, and it has last asked so long ago.
 #[must_use]
 pub fn wishes(waiting: usize, asked_ago: Option<Duration>) -> bool {

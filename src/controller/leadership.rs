@@ -46,6 +46,8 @@ struct State {
     wished: Option<(String, Duration)>,
     /// When this candidate has wished last, and for how many agents.
     wish: Option<(Duration, usize)>,
+    /// When this candidate has last said that it lives.
+    said_present: Option<Duration>,
 }
 
 /// What leading has to do with the rest of a controller.
@@ -140,6 +142,12 @@ impl Leadership {
         }
     }
 
+    /// Whether the controller of an installation, which stands by, lives, as far as this one has seen: it goes on with what it has begun.
+    #[must_use]
+    pub fn is_present(&self, installation: &str) -> bool {
+        self.lease.is_present(installation)
+    }
+
     /// Gives the lease back, so that the next one leads at once. Whether that is so.
     pub async fn resign(&self) -> bool {
         let Some(term) = self.state().term.take() else { return true };
@@ -161,6 +169,7 @@ impl Leadership {
             Ok(Acquired::Held { .. }) => {
                 self.tell_other(&before);
                 self.wish(waiting, asked).await;
+                self.say_present(asked).await;
             }
             Err(_) => self.tell_other(&before),
         }
@@ -189,6 +198,18 @@ impl Leadership {
         self.state().wish = Some((now, waiting));
         if let Err(error) = self.lease.wish().await {
             tracing::debug!(error = crate::causes::one_line(&error), "could not ask whoever leads to hand over; asking on");
+        }
+    }
+
+    /// Tells whoever leads that what was begun here goes on, now and then.
+    async fn say_present(&self, now: Duration) {
+        let said = self.state().said_present;
+        if said.is_some_and(|said| now.saturating_sub(said) < handover::PRESENCE_INTERVAL) {
+            return;
+        }
+        match self.lease.say_present().await {
+            Ok(()) => self.state().said_present = Some(now),
+            Err(error) => tracing::debug!(error = crate::causes::one_line(&error), "could not tell whoever leads that this one lives"),
         }
     }
 

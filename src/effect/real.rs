@@ -38,10 +38,17 @@ pub struct RealWorld {
     installation: String,
     /// Highest epoch that was seen: effects of a lower one are refused.
     epoch_seen: AtomicU64,
-    /// How long an agent of which nothing runs any more waits for the controller that has begun it to lead again.
-    takeover_after: Duration,
+    takeover: Takeover,
     /// Agents of elsewhere.
     waits: Waits,
+}
+
+/// When an agent in pods is taken over from the controller that has begun it.
+pub struct Takeover {
+    /// How long one of which nothing runs any more waits for that one to lead again.
+    pub after: Duration,
+    /// Whether the controller of an installation is there, and goes on with it some time.
+    pub is_present: Box<dyn Fn(&str) -> bool + Send + Sync>,
 }
 
 #[derive(Clone)]
@@ -54,8 +61,7 @@ struct Parts {
 }
 
 impl RealWorld {
-    /// Puts the parts together; `flights` tells of ended effects, `installation` names what of the records is here, `takeover_after` is how long
-    /// an agent in pods waits for another one that has begun it.
+    /// Puts the parts together; `flights` tells of ended effects, `installation` names what of the records is here.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
@@ -64,11 +70,11 @@ impl RealWorld {
         flights: Flights,
         latch: Arc<Latch>,
         installation: String,
-        takeover_after: Duration,
+        takeover: Takeover,
     ) -> Self {
         let parts = Parts { store, sandbox, workspaces, stop: Arc::default() };
         let (epoch_seen, waits) = (AtomicU64::new(0), Waits::default());
-        Self { parts: Arc::new(parts), flights, latch, installation, epoch_seen, takeover_after, waits }
+        Self { parts: Arc::new(parts), flights, latch, installation, epoch_seen, takeover, waits }
     }
 
     /// What can be said of an agent whose sandbox and tree are another installation's: nothing, unless it was stored that all of it was seen
@@ -101,11 +107,13 @@ impl RealWorld {
             Ok(None) => return Judged::unknown(why),
             Err(error) => return Judged::unknown(&causes::one_line(&error)),
         };
-        let (has_pods, lives) = (!pods.is_empty(), elsewhere::lives(&pods));
+        let is_attended = !is_deleted && (self.takeover.is_present)(other);
+        let (has_pods, lives) = (!pods.is_empty(), elsewhere::lives(&pods) || is_attended);
         let (since, had_pods) = self.waits.looked(&subject.uid, (other, is_deleted), has_pods, lives, Instant::now());
         let (has_only_pods, quiet) = (driver.is_some() || had_pods, since.elapsed());
-        let takeover_after = self.takeover_after;
-        let judged = elsewhere::judge(Elsewhere { installation: other, why, is_deleted, has_only_pods, pods, quiet, takeover_after });
+        let takeover_after = self.takeover.after;
+        let known = Elsewhere { installation: other, why, is_deleted, has_only_pods, pods, is_attended, quiet, takeover_after };
+        let judged = elsewhere::judge(known);
         if let Look::Unknown(text) = &judged.workspace {
             self.waits.tell(&subject.uid, text, Instant::now());
         }

@@ -30,7 +30,9 @@ pub struct Elsewhere<'a> {
     pub has_only_pods: bool,
     /// All its pods that are there.
     pub pods: Vec<SandboxSeen>,
-    /// For how long nothing of it was seen alive.
+    /// Its controller has said a moment ago that it lives.
+    pub is_attended: bool,
+    /// For how long nothing of it was seen alive, nor its controller unless it is deleted.
     pub quiet: Duration,
     /// How long one that is not deleted waits.
     pub takeover_after: Duration,
@@ -62,13 +64,16 @@ pub fn lives(pods: &[SandboxSeen]) -> bool {
 /// Judges: what lives is ended only for a deletion, and what has ended is its own controller's to take away for as long as that one may come.
 #[must_use]
 pub fn judge(known: Elsewhere<'_>) -> Judged {
-    let Elsewhere { installation, why, is_deleted, has_only_pods, pods, quiet, takeover_after } = known;
+    let Elsewhere { installation, why, is_deleted, has_only_pods, pods, is_attended, quiet, takeover_after } = known;
     let lives = lives(&pods);
     if lives && is_deleted {
         return Judged { sandboxes: Look::Seen(pods), workspace: Look::Unknown(why.to_owned()) };
     }
     if lives || !has_only_pods {
         return Judged::unknown(why);
+    }
+    if is_attended && !is_deleted {
+        return Judged::unknown(&format!("nothing of it runs at the moment; {why}, which is there, and goes on with it when it leads"));
     }
     let (patience, what) =
         if is_deleted { (DELETED_PATIENCE, "take it away") } else { (takeover_after, "lead again, or it begins again here") };

@@ -28,6 +28,8 @@ pub(crate) fn since_boot() -> Duration {
 /// How long a wish to lead stands without being repeated. Until then who has it goes first, so this is also how much longer nobody leads if leader
 /// and wisher die at once.
 pub const WISH_TIME: Duration = Duration::from_secs(6);
+/// How long the word of one that stands by that it lives counts without being repeated.
+pub const PRESENCE_TIME: Duration = Duration::from_secs(20);
 /// How often taking the lock starts anew because somebody replaced the lock file in between.
 const LOCK_TRIES_MAX: u32 = 5;
 
@@ -88,6 +90,18 @@ pub trait Lease: Send + Sync {
     /// holds; of several the first one stands. It takes nothing from who leads, and where only one can have the store it changes nothing.
     fn wish(&self) -> BoxFuture<'_, Result<(), LeaseError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    /// Tells whoever leads that the caller lives, though it stands by. Counts for `PRESENCE_TIME`, and is repeated as long as it holds. Where nobody
+    /// takes over what another one has begun it changes nothing.
+    fn say_present(&self) -> BoxFuture<'_, Result<(), LeaseError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Whether the candidate of an installation has said so lately, as far as the caller has seen while it asked for the lease or renewed it.
+    fn is_present(&self, installation: &str) -> bool {
+        let _ = installation;
+        false
     }
 
     /// Leads no longer; the next one can at once. Not leading is no error.

@@ -4,19 +4,20 @@
 //! it lasts, by its own clock, and whoever leads counts from before it asked (`controller::leadership`). Each change is a compare-and-set on the
 //! resourceVersion. The epoch is an annotation of the object and, besides, in the state folder: an object that was deleted brings none back.
 //! A predecessor on the same state folder need not be waited for: whoever has the folder's lock knows that it is dead. A wish to lead is another
-//! annotation, which its wisher changes again and again: it stands as long as whoever asks has seen that. Who leads may find by it that the lease
-//! was changed, and then reads and renews it anew at once.
+//! annotation, which its wisher changes again and again: it stands as long as whoever asks has seen that. So is the word of each that stands by that
+//! it lives. Who leads may find by them that the lease was changed, and then reads and renews it anew at once.
 
 use super::call::{Api, CallError, Method};
 use super::{KubeStore, installation};
 use crate::api::names::Epoch;
-use crate::store::lease::{Acquired, EpochFile, Lease, LeaseError, WISH_TIME, since_boot};
+use crate::store::lease::{Acquired, EpochFile, Lease, LeaseError, PRESENCE_TIME, WISH_TIME, since_boot};
 use futures::future::BoxFuture;
 use k8s_openapi::api::coordination::v1::{Lease as Object, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::{Timestamp, Unit};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
@@ -34,6 +35,8 @@ const TRIES_MAX: usize = 4;
 const EPOCH: &str = "mosaicstack.dev/epoch";
 /// Annotation: who wishes to lead, and when it has said so last.
 const WISH: &str = "mosaicstack.dev/wishes-to-lead";
+/// Annotations, each with the id of a candidate behind it: when that, standing by, has last said that it lives.
+const PRESENT: &str = "mosaicstack.dev/present-";
 /// Stands between the two.
 const SAID: &str = "; said ";
 
@@ -46,7 +49,12 @@ pub struct KubeLease {
     holder: String,
     epoch_file: Option<EpochFile>,
     state: Mutex<State>,
+    present: std::sync::Mutex<Present>,
 }
+
+/// What candidates that stand by have said of themselves, by their ids, when it was seen to change last, and when that was.
+#[derive(Default)]
+struct Present(BTreeMap<String, (String, Duration)>);
 
 #[derive(Default)]
 struct State {
@@ -71,6 +79,7 @@ impl KubeLease {
             holder: format!("pid {}, on {host}, since {since}, {id}", std::process::id()),
             epoch_file: state.map(|state| EpochFile::new(state.join("kube-epoch"))),
             state: Mutex::default(),
+            present: std::sync::Mutex::default(),
         }
     }
 
@@ -87,10 +96,17 @@ impl KubeLease {
     /// `None`: nobody ever led here, or the lease was deleted.
     async fn read(&self) -> Result<Option<Object>, LeaseError> {
         match self.ask(Method::GET, &format!("{}/{NAME}", self.collection()), None).await {
-            Ok(lease) => Ok(Some(lease)),
+            Ok(lease) => {
+                self.present().look(&lease, since_boot());
+                Ok(Some(lease))
+            }
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(failed("read the leader lease", error)),
         }
+    }
+
+    fn present(&self) -> std::sync::MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes the lease if it still is the one that was read; `None`: it is not.
@@ -119,6 +135,7 @@ impl KubeLease {
         let annotations = lease.metadata.annotations.get_or_insert_default();
         annotations.insert(EPOCH.to_owned(), epoch.0.to_string());
         annotations.remove(WISH);
+        annotations.remove(&format!("{PRESENT}{}", self.id));
         let spec = lease.spec.get_or_insert_default();
         spec.holder_identity = Some(self.holder.clone());
         spec.lease_duration_seconds = Some(i32::try_from(LEASE_TIME.as_secs()).expect("a few seconds"));
@@ -182,6 +199,7 @@ impl Lease for KubeLease {
                 if wisher.is_none() {
                     lease.metadata.annotations.get_or_insert_default().remove(WISH);
                 }
+                self.present().clear_lapsed(&mut lease, since_boot());
                 lease.spec.get_or_insert_default().renew_time = Some(now());
                 if let Some(written) = self.write(&lease).await? {
                     state.held = Some((epoch, written));
@@ -207,13 +225,31 @@ impl Lease for KubeLease {
             let Some(mut lease) = self.read().await? else { return Ok(()) };
             let is_elsewhere = holder(&lease).is_some_and(|other| !other.ends_with(&self.id));
             if is_elsewhere && state.wisher(&lease, &self.id).is_none() {
-                let said = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ");
-                lease.metadata.annotations.get_or_insert_default().insert(WISH.to_owned(), format!("{}{SAID}{said}", self.holder));
+                lease.metadata.annotations.get_or_insert_default().insert(WISH.to_owned(), format!("{}{SAID}{}", self.holder, said()));
                 // One that comes too late is repeated.
                 self.write(&lease).await?;
             }
             Ok(())
         })
+    }
+
+    fn say_present(&self) -> BoxFuture<'_, Result<(), LeaseError>> {
+        Box::pin(async move {
+            // Nobody who asks for the lease or leads is in between.
+            let _state = self.state.lock().await;
+            for _ in 0..TRIES_MAX {
+                let Some(mut lease) = self.read().await? else { return Ok(()) };
+                lease.metadata.annotations.get_or_insert_default().insert(format!("{PRESENT}{}", self.id), said());
+                if self.write(&lease).await?.is_some() {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn is_present(&self, installation: &str) -> bool {
+        self.present().has(installation, since_boot())
     }
 
     fn release(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), LeaseError>> {
@@ -238,6 +274,25 @@ impl Lease for KubeLease {
 
     fn ttl(&self) -> Option<Duration> {
         Some(LEASE_TIME)
+    }
+}
+
+impl Present {
+    fn look(&mut self, lease: &Object, now: Duration) {
+        let said = lease.metadata.annotations.iter().flatten().filter_map(|(name, text)| Some((name.strip_prefix(PRESENT)?, text)));
+        let before = std::mem::take(&mut self.0);
+        let seen = |id: &str, text: &String| before.get(id).filter(|(known, _)| known == text).map_or(now, |(_, at)| *at);
+        self.0 = said.map(|(id, text)| (id.to_owned(), (text.clone(), seen(id, text)))).collect();
+    }
+
+    fn has(&self, id: &str, now: Duration) -> bool {
+        self.0.get(id).is_some_and(|(_, at)| now.saturating_sub(*at) < PRESENCE_TIME)
+    }
+
+    /// Takes away what nobody has repeated.
+    fn clear_lapsed(&self, lease: &mut Object, now: Duration) {
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        annotations.retain(|name, _| name.strip_prefix(PRESENT).is_none_or(|id| self.has(id, now)));
     }
 }
 
@@ -282,6 +337,10 @@ fn epoch_of(lease: &Object) -> Result<Epoch, LeaseError> {
         let help = "Write the highest epoch that was in use there, or remove the annotation if state folders remember it";
         LeaseError::Unusable(format!("the annotation {EPOCH} of the lease {NAME} holds {text:?} instead of a number. {help}"))
     })
+}
+
+fn said() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 
 fn now() -> MicroTime {

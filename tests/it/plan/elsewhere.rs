@@ -14,6 +14,7 @@ fn known(pods: Vec<SandboxSeen>, quiet: u64) -> Elsewhere<'static> {
         is_deleted: false,
         has_only_pods: true,
         pods,
+        is_attended: false,
         quiet: Duration::from_secs(quiet),
         takeover_after: TAKEOVER,
     }
@@ -52,6 +53,16 @@ fn what_has_ended_is_its_own_controllers_until_the_patience_is_over() {
     let seen = judge(known(vec![gone()], 300));
     assert_eq!(seen.sandboxes, Look::Seen(vec![gone()]));
     assert!(matches!(&seen.workspace, Look::GivenUp(text) if text.contains("installation there")), "{seen:?}");
+}
+
+#[test]
+fn a_controller_that_is_there_loses_none_of_its_agents() {
+    let seen = judge(Elsewhere { is_attended: true, ..known(vec![gone()], 10_000) });
+    let Look::Unknown(text) = &seen.workspace else { panic!("{seen:?}") };
+    assert!(text.contains("nothing of it runs at the moment") && text.contains("goes on with it when it leads"), "{text}");
+    assert_eq!(seen.sandboxes, Look::Unknown(text.clone()));
+    let deleted = deleted(vec![gone()], DELETED_PATIENCE.as_secs());
+    assert_eq!(judge(Elsewhere { is_attended: true, ..deleted.clone() }), judge(deleted), "a deletion does not wait for that");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::valkey::proxy::{Mode, Proxy};
 use mosaic::api::names::Epoch;
 use mosaic::store::StoreError;
 use mosaic::store::kube::{KubeLease, KubeOptions, KubeStore};
-use mosaic::store::lease::{Acquired, Lease, LeaseError};
+use mosaic::store::lease::{Acquired, Lease, LeaseError, PRESENCE_TIME};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,6 +52,38 @@ async fn a_clean_end_hands_over_at_once() {
     let Some(cluster) = cluster("kube::lease::a_clean_end_hands_over_at_once").await else { return };
     let store = cluster.store();
     leaders::clean_end_hands_over(candidate(&store), candidate(&store)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_stands_by_is_seen_to_be_there_for_as_long_as_it_says_so() {
+    let Some(cluster) = cluster("kube::lease::who_stands_by_is_seen_to_be_there_for_as_long_as_it_says_so").await else { return };
+    let store = cluster.store();
+    let (leader, other) = ("00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b");
+    let [a, b] = [leader, other].map(|id| KubeLease::new(&store, id, None));
+    let Acquired::Leads(epoch) = a.acquire(Epoch(0)).await.unwrap() else { panic!("nobody else leads") };
+    assert!(!a.is_present(other), "it has said nothing");
+    b.say_present().await.unwrap();
+    let said = Instant::now();
+    assert_eq!(a.renew(epoch).await.unwrap(), None, "it wishes for nothing");
+    while a.is_present(other) {
+        a.renew(epoch).await.unwrap();
+        assert!(said.elapsed() < PRESENCE_TIME + Duration::from_secs(3), "its word lapses");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert!(said.elapsed() + Duration::from_secs(1) > PRESENCE_TIME, "{:?}", said.elapsed());
+    a.renew(epoch).await.unwrap();
+    let annotations = || async { cluster.lease().await.expect("it is held")["metadata"]["annotations"].to_string() };
+    assert!(!annotations().await.contains(other), "and is taken away");
+
+    // One that leads next has seen it while it stood by.
+    let c = KubeLease::new(&store, "00000000-0000-4000-8000-00000000000c", None);
+    b.say_present().await.unwrap();
+    assert!(matches!(c.acquire(Epoch(0)).await.unwrap(), Acquired::Held { .. }));
+    a.release(epoch).await.unwrap();
+    let Acquired::Leads(_) = c.acquire(Epoch(0)).await.unwrap() else { panic!("it is free") };
+    assert!(c.is_present(other) && !c.is_present(leader));
+    let Acquired::Held { .. } = b.acquire(Epoch(0)).await.unwrap() else { panic!("another one leads") };
+    assert!(b.is_present(other));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

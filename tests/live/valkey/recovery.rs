@@ -184,10 +184,16 @@ async fn a_watch_begun_while_the_feed_is_away_ends_when_an_older_store_comes_bac
     }
     server.ask(&["EVAL", BACK_UP, "0"]);
     // The feed's connection alone breaks; for a moment nobody follows.
-    let clients = server.ask(&["CLIENT", "LIST"]);
-    let follows = |client: &&str| client.contains(" cmd=xread ");
-    let feed = clients.text().lines().find(follows).and_then(|client| client.strip_prefix("id=")?.split(' ').next()).unwrap();
-    server.ask(&["CLIENT", "KILL", "ID", feed]);
+    let feed = loop {
+        // It pauses for a moment between two reads.
+        let clients = server.ask(&["CLIENT", "LIST"]);
+        let follows = |client: &&str| client.contains(" cmd=xread ");
+        let id = |client: &str| Some(client.strip_prefix("id=")?.split(' ').next()?.to_owned());
+        if let Some(id) = clients.text().lines().find(follows).and_then(id) {
+            break id;
+        }
+    };
+    server.ask(&["CLIENT", "KILL", "ID", &feed]);
     store.create(agent("four")).await.unwrap();
     let mut watch = store.watch(Kind::Agent, 4).await.unwrap();
     server.ask(&["EVAL", RESTORE, "0"]);

@@ -2,9 +2,10 @@
 
 use super::kills::{cleaned_up, kill, repository, running};
 use super::{assert_no_objects_left, init_of, pods, processes, with_pods};
-use crate::controllers::{self, says, wait_until};
+use crate::controllers::{self, says, signal, wait_until};
 use crate::harness::{Remote, condition, gates, program, task};
 use crate::kube::standby::ended_versions;
+use rustix::process::Signal;
 use serde_json::json;
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ fn an_agent_whose_controller_never_comes_back_begins_again_with_the_next_leader(
     std::thread::sleep(Duration::from_secs(15));
     assert_eq!(second.object(&uid)["status"]["attempt"], 1);
     assert!(processes(&mark) > 0, "and it is not ended");
-    rustix::process::kill_process(init_of(&mark).expect("an init above the agent"), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(init_of(&mark).expect("an init above the agent"), Signal::KILL).unwrap();
     let mut attempts = Vec::new();
     let began = std::time::Instant::now();
     wait_until("its end", Duration::from_secs(180), || {
@@ -71,6 +72,40 @@ fn an_agent_whose_controller_never_comes_back_begins_again_with_the_next_leader(
     second.sigterm();
     first.assert_nothing_left();
     assert_eq!((&first.object(&uid), remote.agent_refs().len()), (&object, 1));
+    assert_no_objects_left(&cluster, &runtime);
+}
+
+/// Longer than whoever leads would wait for one that is not there.
+const BACKOFF_SECONDS: u64 = 50;
+
+#[test]
+fn an_agent_that_waits_stays_with_its_controller_while_that_stands_by() {
+    let test = "kube::pods::standby::an_agent_that_waits_stays_with_its_controller_while_that_stands_by";
+    let Some((cluster, runtime, place)) = with_pods(test) else { return };
+    let shared = tempfile::tempdir().unwrap();
+    let flags = ["--local-repos", shared.path().to_str().unwrap(), "--takeover-after", "10s"];
+    let [first, second] = [(); 2].map(|()| place.start(&flags));
+    let remote = Remote::new(shared.path(), "repo", &[(".mosaic/gates.toml", gates("true", "true").as_str())]);
+    let script = r#"if ! grep -Eq '"attempt": *2,' /mosaic/task.json; then exit 3; fi; echo x > x.txt"#;
+    let mut again = task(&remote, "waits", script);
+    again["backoff"] = json!({ "initial": format!("{BACKOFF_SECONDS}s") });
+    let uid = first.spawn(&again);
+    let before = first.wait(&uid, "the first failure", |object| object["status"]["counts"]["agentFailures"] == 1);
+    let failed = std::time::Instant::now();
+    wait_until("its pod goes", Duration::from_secs(20), || pods(&cluster, &runtime).is_empty());
+    signal(&first, Signal::STOP);
+    wait_until("the other one leads", Duration::from_secs(10), || says(&second, "this controller leads"));
+    signal(&first, Signal::CONT);
+    second.wait(&uid, "the word for it", |object| object.to_string().contains("goes on with it when it leads"));
+    while failed.elapsed() < Duration::from_secs(BACKOFF_SECONDS - 10) {
+        assert_eq!(second.object(&uid)["status"]["installation"], before["status"]["installation"]);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let done = second.wait_completed(&uid);
+    assert_eq!(done["status"]["installation"], before["status"]["installation"], "nobody else has begun it again");
+    assert_eq!((&done["status"]["attempt"], &done["status"]["counts"]["infrastructure"]), (&json!(2), &json!(0)), "{done:#}");
+    assert_eq!(remote.agent_refs().len(), 1);
+    wait_until("its pods go", Duration::from_secs(20), || pods(&cluster, &runtime).is_empty());
     assert_no_objects_left(&cluster, &runtime);
 }
 
