@@ -84,6 +84,30 @@ fn a_pod_that_waits_is_told_to_ask_again_until_a_run_has_its_name() {
 }
 
 #[test]
+fn whoever_asks_while_a_run_takes_it_is_never_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let link = Link::open(folder.path());
+    let ids = SandboxIds::of(61_357);
+    for round in 0..40 {
+        let name = format!("made-ahead-{round}");
+        link.server.wait(&name, Secret::new("its token"));
+        let run = RunId { uid: Uid::new(format!("claims-{round}")).unwrap(), attempt: Attempt(1), role: Role::Agent };
+        let of_run = RunFolder::of(folder.path(), &run);
+        of_run.make(ids.uid, ids.gid).unwrap();
+        let answers = std::thread::scope(|scope| {
+            let mut line = link.line(&name, "its token");
+            let asking = scope.spawn(move || [(); 4].map(|()| ask(&mut line, PATH_BEGIN)));
+            std::thread::sleep(Duration::from_micros(round * 50));
+            let origin = Origin::Remote(name.clone(), Secret::new("its token"));
+            link.server.serve(&run, Epoch(1), 30_000, &of_run, origin).unwrap();
+            asking.join().unwrap()
+        });
+        assert!(answers.iter().all(|status| matches!(status, 202 | 503)) && answers.contains(&503), "{round}: {answers:?}");
+        link.server.forget(&run);
+    }
+}
+
+#[test]
 fn a_pod_that_is_not_wanted_any_more_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let link = Link::open(folder.path());

@@ -142,6 +142,9 @@ async fn what_was_taken_over_or_is_gone_waits_no_longer() {
 
     let uid = Uid::new(record.metadata.uid.unwrap()).unwrap();
     controller.ctx.waiting.note(&uid, true);
+    assert_eq!(controller.ctx.waiting.count(|_| false), 0, "its record is gone");
+    assert_eq!(controller.ctx.waiting.count(|_| true), 0, "and so it is, whoever asks next");
+    controller.ctx.waiting.note(&uid, true);
     controller.ctx.forget(&controller.key, &uid);
     assert_eq!(controller.ctx.waiting.count(|_| true), 0);
 }

@@ -103,6 +103,32 @@ async fn a_leader_cut_off_from_the_api_server_stops_before_another_begins() {
     leaders::cut_off_leader_stops(first, next, || proxy.set(Mode::Swallow), || proxy.set(Mode::Pass)).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_could_not_give_the_lease_back_does_not_take_it_from_who_wished_for_it() {
+    let test = "kube::lease::who_could_not_give_the_lease_back_does_not_take_it_from_who_wished_for_it";
+    let Some(cluster) = cluster(test).await else { return };
+    let (proxy, client) = behind_a_proxy().await;
+    let a = candidate(&KubeStore::new(client, KubeOptions::default()));
+    let b = candidate(&cluster.store());
+    let epoch = leads(&a, 0).await;
+    b.wish().await.unwrap();
+    assert!(a.renew(epoch).await.unwrap().is_some());
+    proxy.set(Mode::Swallow);
+    assert!(a.release(epoch).await.is_err());
+    proxy.set(Mode::Pass);
+    let began = Instant::now();
+    let next = loop {
+        b.wish().await.unwrap();
+        assert!(matches!(a.acquire(Epoch(0)).await, Ok(Acquired::Held { .. }) | Err(_)), "it has said that it leads no longer");
+        if let Acquired::Leads(next) = b.acquire(Epoch(0)).await.unwrap() {
+            break next;
+        }
+        assert!(began.elapsed() < Duration::from_secs(8), "nobody renews it any more");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    assert!(next > epoch);
+}
+
 /// A client that reaches the cluster through a proxy.
 pub async fn behind_a_proxy() -> (Proxy, kube::Client) {
     let mut config = kube::Config::infer().await.unwrap();

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// An agent that ignores TERM and can be found in the process table.
-fn stubborn(mark: &str) -> String {
+pub fn stubborn(mark: &str) -> String {
     format!("trap '' TERM INT HUP; while :; do sleep 1; : {mark}; done")
 }
 

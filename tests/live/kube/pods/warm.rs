@@ -120,6 +120,31 @@ fn a_kill_of_everything_ends_what_waits_as_well() {
     assert!(pods(&cluster, &runtime).is_empty());
 }
 
+/// Between these instants after a declaration a run takes a pod that waits, in milliseconds.
+const CLAIM_MILLIS: std::ops::Range<u64> = 0..120;
+
+#[test]
+fn a_kill_at_any_instant_of_a_claim_leaves_nothing() {
+    let Some((cluster, runtime, place)) = with_pods("kube::pods::warm::a_kill_at_any_instant_of_a_claim_leaves_nothing") else { return };
+    let (mut mosaic, remote, _) = with_two_prepared(&cluster, &runtime, &place, "instants");
+    for millis in CLAIM_MILLIS.step_by(10) {
+        two_prepared(&cluster, &runtime);
+        let mark = format!("instant-{millis}-{}-end", std::process::id());
+        let mut body = task(&remote, &mark, &super::kills::stubborn(&mark));
+        body["sandbox"] = json!({ "cpu": "500m", "memory": "256Mi" });
+        let uid = mosaic.spawn(&body);
+        std::thread::sleep(std::time::Duration::from_millis(millis));
+        let (code, answer) = mosaic.call("POST", &format!("/agents/{uid}/kill"), Some(&json!({})));
+        assert_eq!((code, &answer["verified"]), (200, &json!(true)), "after {millis} ms: {answer}");
+        assert_eq!(processes(&mark), 0, "after {millis} ms");
+        mosaic.wait(&uid, "the record to say killed", |object| object["status"]["phase"] == "Killed");
+    }
+    mosaic.assert_nothing_left();
+    eventually("no pod of an agent is left", || of_role(&cluster, &runtime, "agent").is_empty());
+    mosaic.sigterm();
+    assert_no_objects_left(&cluster, &runtime);
+}
+
 #[test]
 fn what_somebody_has_deleted_is_taken_by_nobody() {
     let Some((cluster, runtime, place)) = with_pods("kube::pods::warm::what_somebody_has_deleted_is_taken_by_nobody") else { return };
