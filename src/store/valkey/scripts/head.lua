@@ -10,10 +10,16 @@ local function is_foreign()
   return meta[1] ~= ARGV[1]
 end
 
+-- The ends of lines are looked for as plain text: a pattern looks at every character, and a record has thousands.
 local function parse(value)
-  local version, uid, state, task, cleaned, head, status =
-    string.match(value, '^(%d+)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$')
-  return { version = version, uid = uid, state = state, task = task, cleaned = cleaned, head = head, status = status }
+  local line, at = {}, 1
+  for i = 1, 6 do
+    local ends = string.find(value, '\n', at, true)
+    -- Damaged: it has no version that anybody could expect.
+    if not ends then return {} end
+    line[i], at = string.sub(value, at, ends - 1), ends + 1
+  end
+  return { version = line[1], uid = line[2], state = line[3], task = line[4], cleaned = line[5], head = line[6], status = string.sub(value, at) }
 end
 
 local function value_of(r)
