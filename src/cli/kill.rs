@@ -48,7 +48,7 @@ pub(super) struct Kill {
     /// You know that the node of their pods is gone for good (powered off, destroyed): count them as dead although nobody can look. Written to the audit log. Wrongly said it lets two live agents work on one branch. Only beside the controller, not over --server
     #[arg(long, conflicts_with = "all")]
     node_is_gone: bool,
-    /// Look on for so long until all of them were seen dead, such as 60s: the kubelets of many pods need longer than a kill looks by itself (4.5 s)
+    /// Look on for so long until all of them were seen dead, such as 60s: the kubelets of many pods need longer than a kill looks by itself (4.5 s). With --all, as long as something there could not be told apart, everything is killed again, and so is what has begun meanwhile
     #[arg(long, value_name = "DURATION", value_parser = |text: &str| parse_duration(text))]
     wait: Option<Duration>,
 }

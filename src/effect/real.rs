@@ -15,6 +15,7 @@ use crate::plan::action::{Action, ActionId, Effect};
 use crate::plan::elsewhere::{self, Elsewhere, Judged};
 use crate::plan::observed::{Failure, FailureClass, Integrated, Inventory, Look, Observed, Outcome, Resolved, Snapshot};
 use crate::plan::orphans::OrphanAction;
+use crate::plan::status::ending;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Record, Store, StoreError};
 use crate::workspace::{
@@ -99,7 +100,8 @@ impl RealWorld {
             return Judged::unknown(why);
         }
         let is_deleted = record.metadata.deletion_timestamp.is_some();
-        if let Some(told) = self.waits.told(&subject.uid, Instant::now()).filter(|_| !is_deleted) {
+        let has_ended = serde_json::from_value(record.status.clone()).is_ok_and(|status| ending(&status).is_some());
+        if let Some(told) = self.waits.told(&subject.uid, Instant::now()).filter(|_| !is_deleted && !has_ended) {
             return Judged::unknown(&told);
         }
         let pods = match self.parts.sandbox.observe_elsewhere(&subject.uid, other).await {
@@ -112,7 +114,7 @@ impl RealWorld {
         let (since, had_pods) = self.waits.looked(&subject.uid, (other, is_deleted), has_pods, lives, Instant::now());
         let (has_only_pods, quiet) = (driver.is_some() || had_pods, since.elapsed());
         let takeover_after = self.takeover.after;
-        let known = Elsewhere { installation: other, why, is_deleted, has_only_pods, pods, is_attended, quiet, takeover_after };
+        let known = Elsewhere { installation: other, why, is_deleted, has_ended, has_only_pods, pods, is_attended, quiet, takeover_after };
         let judged = elsewhere::judge(known);
         if let Look::Unknown(text) = &judged.workspace {
             self.waits.tell(&subject.uid, text, Instant::now());

@@ -109,7 +109,7 @@ impl<'a> Hunt<'a> {
                 self.init = Some(Caught { identity, handle, namespace });
             }
         } else if self.target.driver == Driver::Pod {
-            return Err(io::Error::other("it is on another host"));
+            return Err(io::Error::other("it is in a pod, and only its kubelet can tell"));
         } else if self.target.driver == Driver::Docker {
             // Its pid was never seen: only the engine can tell whether there is anything. What is refused its start ends by itself.
             return Err(io::Error::other("the kernel has not shown its process here"));

@@ -9,6 +9,7 @@ use crate::api::validate::ValidAgent;
 use crate::plan::Plan;
 use crate::plan::absorb::infrastructure_failure;
 use crate::plan::action::Action;
+use crate::plan::lifecycle::RUNNING_RESYNC;
 use crate::plan::observed::{Look, Observed, SandboxSeen, SandboxState, WorkspaceSeen};
 use k8s_openapi::jiff::Timestamp;
 use std::time::Duration;
@@ -26,6 +27,8 @@ pub struct Elsewhere<'a> {
     pub why: &'a str,
     /// The record is being deleted.
     pub is_deleted: bool,
+    /// The agent has ended: it was killed, by a halt for one, failed or is complete. What lives of it is to be ended, as of one that is deleted.
+    pub has_ended: bool,
     /// It is known that its attempt has no other sandboxes than pods.
     pub has_only_pods: bool,
     /// All its pods that are there.
@@ -61,12 +64,12 @@ pub fn lives(pods: &[SandboxSeen]) -> bool {
     pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_)))
 }
 
-/// Judges: what lives is ended only for a deletion, and what has ended is its own controller's to take away for as long as that one may come.
+/// Judges: what lives is ended only once its agent has ended or is deleted, and what has ended is its own controller's to take away for as long as that one may come.
 #[must_use]
 pub fn judge(known: Elsewhere<'_>) -> Judged {
-    let Elsewhere { installation, why, is_deleted, has_only_pods, pods, is_attended, quiet, takeover_after } = known;
+    let Elsewhere { installation, why, is_deleted, has_ended, has_only_pods, pods, is_attended, quiet, takeover_after } = known;
     let lives = lives(&pods);
-    if lives && is_deleted {
+    if lives && (is_deleted || has_ended) {
         return Judged { sandboxes: Look::Seen(pods), workspace: Look::Unknown(why.to_owned()) };
     }
     if lives || !has_only_pods {
@@ -92,7 +95,9 @@ pub fn judge(known: Elsewhere<'_>) -> Judged {
 /// learns from the record that somebody has seen its end.
 pub(super) fn begin_again(plan: &mut Plan, agent: &ValidAgent, observed: &Observed, why: &str, now: Timestamp) {
     if agent.suspend {
-        return plan.wait(reason::SUSPENDED, format!("spec.suspend is true; it will begin again here: {why}"));
+        plan.wait(reason::SUSPENDED, format!("spec.suspend is true; it will begin again here: {why}"));
+        // Its controller may come after all.
+        return plan.requeue(RUNNING_RESYNC);
     }
     if let Look::Seen(sandboxes) = &observed.sandboxes {
         plan.actions.extend(sandboxes.iter().map(|seen| Action::RemoveSandbox { run: seen.run.clone() }));

@@ -13,7 +13,7 @@ use crate::plan::fleet::Permit;
 use crate::plan::gates::{self, GatesState};
 use crate::plan::observed::{EndCause, Look, Observed, RunEnd, SandboxSeen, SandboxState};
 use crate::plan::retry::{ADMISSION_RECHECK, GATE_TRIES_MAX, backoff, remaining, until_retry};
-use crate::plan::status::{ending, fail};
+use crate::plan::status::{ending, fail, last_failure};
 use crate::plan::{Desired, Plan, elsewhere, teardown};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -206,9 +206,6 @@ fn permitted(plan: &mut Plan, step: &Step<'_>) -> bool {
     }
 }
 
-/// Length of the cause in a message, in bytes.
-const CAUSE_BYTES_MAX: usize = 300;
-
 /// Whether an attempt is under way; begins one when the backoff is over and the fleet permits.
 fn begun(plan: &mut Plan, step: &Step<'_>) -> bool {
     if plan.status.attempt > 0 && !plan.status.between_attempts {
@@ -252,19 +249,6 @@ fn retry_is_due(plan: &mut Plan, step: &Step<'_>) -> bool {
     plan.wait(reason::BACKOFF, format!("waits {} s after failure {failures} before it tries again{cause}", wait.as_secs()));
     plan.requeue(left);
     false
-}
-
-/// What failed last, for people: between attempts the round's own words, else a gate that could not judge, else what `Pushed` says since.
-fn last_failure(status: &AgentStatus) -> Option<String> {
-    if status.between_attempts {
-        return status.feedback.last().map(|round| round.summary.clone());
-    }
-    if let Some(gate) = status.gates.iter().find(|gate| gate.verdict == Verdict::Error) {
-        let words = gate.evidence.as_deref().and_then(|text| text.lines().next()).unwrap_or_default();
-        return Some(format!("gate {} could not judge: {}", gate.name, gates::keep_start(words, CAUSE_BYTES_MAX)));
-    }
-    let pushed = condition::get(&status.conditions, condition::PUSHED).filter(|pushed| pushed.status == "False")?;
-    Some(format!("{}: {}", pushed.reason, pushed.message))
 }
 
 /// Stops and removes sandboxes of earlier attempts, and of gates on commits that nobody asks about any more.
@@ -354,7 +338,10 @@ fn running(plan: &mut Plan, step: &Step<'_>, seen: &SandboxSeen, sign: Timestamp
     }
     match remaining(sign, step.agent.idle_timeout, step.now) {
         Some(left) => {
-            plan.wait(reason::AGENT_RUNNING, "the agent runs");
+            match &seen.doing {
+                Some(doubt) => plan.wait(reason::CANNOT_OBSERVE, doubt.clone()),
+                None => plan.wait(reason::AGENT_RUNNING, "the agent runs"),
+            }
             plan.requeue(left.min(RUNNING_RESYNC));
         }
         None => {

@@ -43,7 +43,7 @@ pub struct SandboxSeen {
     pub isolation: Vec<String>,
     /// Where it is.
     pub state: SandboxState,
-    /// What goes on while it is made, where that can take long: an image is pulled.
+    /// What goes on while it is made, where that can take long: an image is pulled. Of one that runs: why it may not any more.
     pub doing: Option<String>,
 }
 

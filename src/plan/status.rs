@@ -1,10 +1,13 @@
 //! Facts -> conditions, with phase and reason as their summary for people.
 
-use crate::api::agent::{AgentStatus, Phase, TaskState};
+use crate::api::agent::{AgentStatus, Phase, TaskState, Verdict};
 use crate::api::condition::{self, reason};
-use crate::plan::{Desired, Plan};
+use crate::plan::{Desired, Plan, gates};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
+
+/// Length of the cause in a message, in bytes.
+const CAUSE_BYTES_MAX: usize = 300;
 
 /// How an agent ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +30,19 @@ pub fn ending(status: &AgentStatus) -> Option<Ending> {
     let pushed = condition::get(&status.conditions, condition::PUSHED);
     let delivered = pushed.is_some_and(|c| c.status == "True" || c.reason == reason::NO_CHANGES);
     Some(if delivered { Ending::Completed } else { Ending::Failed })
+}
+
+/// What failed last, for people: between attempts the round's own words, else a gate that could not judge, else what `Pushed` says since.
+pub(super) fn last_failure(status: &AgentStatus) -> Option<String> {
+    if status.between_attempts {
+        return status.feedback.last().map(|round| round.summary.clone());
+    }
+    if let Some(gate) = status.gates.iter().find(|gate| gate.verdict == Verdict::Error) {
+        let words = gate.evidence.as_deref().and_then(|text| text.lines().next()).unwrap_or_default();
+        return Some(format!("gate {} could not judge: {}", gate.name, gates::keep_start(words, CAUSE_BYTES_MAX)));
+    }
+    let pushed = condition::get(&status.conditions, condition::PUSHED).filter(|pushed| pushed.status == "False")?;
+    Some(format!("{}: {}", pushed.reason, pushed.message))
 }
 
 /// Ends the agent as failed.

@@ -109,6 +109,11 @@ pub(crate) trait Maker: Send + Sync {
         Coming::default()
     }
 
+    /// Why a run that counts as running may not run any more, for people.
+    fn doubt(&self, _run: &Run) -> Option<String> {
+        None
+    }
+
     /// What is still there of a run that was killed and not seen to end.
     fn still(&self, _run: &Run) -> String {
         "what starts it still lives, or has not answered".to_owned()

@@ -62,7 +62,7 @@ pub async fn logs(State(state): Ctx, InPath(id): InPath, Query(query): Query<Log
     if tail.run.is_none() && !follow {
         let what = query.attempt.map_or_else(String::new, |a| format!(" for attempt {a}"));
         return Err(Problem::new(StatusCode::NOT_FOUND, "no-log", format!("agent {id:?} has no log{what}"))
-            .hint("the log begins when the agent starts; follow it to wait for that"));
+            .hint("the log begins when the agent starts; follow it to wait for that. Of several controllers the one that began the agent has it (status.installation)"));
     }
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD_MAX);
     let closing = tail.state.closing.clone();

@@ -36,6 +36,9 @@ const REFUSED_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a quota may take to count what has made room for an agent, and the pause between two tries.
 const QUOTA_PATIENCE: Duration = Duration::from_secs(5);
 const QUOTA_PAUSE: Duration = Duration::from_millis(250);
+/// Of a run whose pod went without anybody having seen its end.
+const WITHOUT_POD: &str =
+    "its pod is not in the cluster, and nobody has said that its container ended; `mosaic kill NAME --node-is-gone` if you know";
 /// Pods that are swept at once, in one pass.
 const SWEPT_MAX: usize = 256;
 
@@ -224,12 +227,16 @@ impl Maker for Pods {
         Coming { doing: Some(doing), refused: refused.map(|(why, message)| SandboxError::Refused { why, message }) }
     }
 
+    fn doubt(&self, run: &Run) -> Option<String> {
+        let entry = self.shared.entry(&run.id)?;
+        let state = self.shared.state();
+        let is_absent = state.is_synced && !state.pods.contains_key(&(entry.namespace.clone(), entry.name.clone()));
+        is_absent.then(|| WITHOUT_POD.to_owned())
+    }
+
     fn still(&self, run: &Run) -> String {
         let pod = self.shared.entry(&run.id).and_then(|entry| self.shared.pod(&entry.namespace, &entry.name));
-        let Some(pod) = pod else {
-            return "its pod is not in the cluster, and nobody has said that its container ended; `mosaic kill --node-is-gone` if you know"
-                .to_owned();
-        };
+        let Some(pod) = pod else { return WITHOUT_POD.to_owned() };
         let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
         let has_said = self.shared.entry(&run.id).is_some_and(|entry| entry.has_last_word());
         let text = if has_said { "; its init has said that nothing else lives" } else { "" };

@@ -67,7 +67,11 @@ impl Runs {
             // Two looks at once see the same end.
             let _ = run.ended.set(end.clone());
         }
-        let doing = if state == SandboxState::Preparing { run.doing() } else { None };
+        let doing = match state {
+            SandboxState::Preparing => run.doing(),
+            SandboxState::Running { .. } => self.maker(run.driver)?.doubt(run),
+            SandboxState::Ended(_) => None,
+        };
         Ok(SandboxSeen { run: run.id.clone(), driver: run.driver, id, isolation, state, doing })
     }
 

@@ -101,7 +101,7 @@ fn event(news: &News, at: Timestamp, instance: &str) -> Value {
     })
 }
 
-/// What is news in a stored change: verdicts of gates, rounds that were refused, conditions that became true, the phase.
+/// What is news in a stored change: verdicts of gates, rounds that were refused, failures that are not the agent's, conditions that became true, the phase.
 fn news(key: &Key, uid: &Uid, before: &AgentStatus, after: &AgentStatus) -> Vec<News> {
     let mut all = Vec::new();
     let mut add = |is_warning, reason: &str, note: &str| {
@@ -122,6 +122,10 @@ fn news(key: &Key, uid: &Uid, before: &AgentStatus, after: &AgentStatus) -> Vec<
     }
     for feedback in after.feedback.iter().filter(|feedback| !before.feedback.contains(feedback)) {
         add(true, "RoundRefused", &format!("attempt {}: {}", feedback.attempt, feedback.summary));
+    }
+    let failed = condition::get(&after.conditions, condition::PUSHED).filter(|pushed| pushed.status == "False");
+    if let Some(failed) = failed.filter(|_| after.counts.infrastructure > before.counts.infrastructure) {
+        add(true, &failed.reason, &format!("attempt {}, not the agent's fault: {}", after.attempt, failed.message));
     }
     for now in after.conditions.iter().filter(|now| now.status == "True" && !condition::is_true(&before.conditions, &now.type_)) {
         // Said by the phase.

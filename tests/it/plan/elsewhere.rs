@@ -12,6 +12,7 @@ fn known(pods: Vec<SandboxSeen>, quiet: u64) -> Elsewhere<'static> {
         installation: "there",
         why: "it is on another host",
         is_deleted: false,
+        has_ended: false,
         has_only_pods: true,
         pods,
         is_attended: false,
@@ -29,12 +30,14 @@ fn deleted(pods: Vec<SandboxSeen>, quiet: u64) -> Elsewhere<'static> {
 }
 
 #[test]
-fn what_lives_elsewhere_is_left_alone_however_long_and_ended_only_for_a_deletion() {
+fn what_lives_elsewhere_is_left_alone_however_long_and_ended_only_with_its_agent() {
     let all = vec![gone(), running(agent_run(1), 1)];
     assert_eq!(judge(known(all.clone(), 10_000)), Judged::unknown("it is on another host"));
-    let seen = judge(deleted(all.clone(), 10_000));
-    assert_eq!(seen.sandboxes, Look::Seen(all), "so that they are ended");
-    assert!(matches!(seen.workspace, Look::Unknown(_)), "its tree is not given up while something runs");
+    for ends in [deleted(all.clone(), 10_000), Elsewhere { has_ended: true, is_attended: true, ..known(all.clone(), 10_000) }] {
+        let seen = judge(ends);
+        assert_eq!(seen.sandboxes, Look::Seen(all.clone()), "so that they are ended");
+        assert!(matches!(seen.workspace, Look::Unknown(_)), "its tree is not given up while something runs");
+    }
 }
 
 #[test]

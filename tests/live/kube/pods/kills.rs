@@ -171,6 +171,29 @@ fn a_pod_deleted_by_force_keeps_its_evidence() {
 }
 
 #[test]
+fn of_a_pod_whose_evidence_was_taken_away_nobody_says_that_it_runs() {
+    let test = "kube::pods::kills::of_a_pod_whose_evidence_was_taken_away_nobody_says_that_it_runs";
+    let Some((cluster, runtime, place)) = with_pods(test) else { return };
+    let mosaic = place.start(&[]);
+    let remote = repository(&mosaic);
+    let mark = format!("taken-{}-end", std::process::id());
+    let uid = running(&mosaic, &remote, &mark);
+    let pod = pods(&cluster, &runtime)[0]["metadata"]["name"].as_str().unwrap().to_owned();
+    kubectl_says(&["patch", "pod", &pod, "--type=merge", "--patch", r#"{"metadata":{"finalizers":null}}"#]);
+    kubectl_says(&["delete", "pod", &pod, "--grace-period=0", "--force", "--wait=false"]);
+    until("the process goes", || processes(&mark) == 0);
+    let object = mosaic.wait(&uid, "the doubt", |object| object["status"]["reason"] == "CannotObserve");
+    let said = object["status"]["message"].as_str().unwrap();
+    assert!(said.contains("its pod is not in the cluster") && said.contains("`mosaic kill NAME --node-is-gone`"), "{said}");
+    assert_eq!((&object["status"]["attempt"], &object["status"]["completedAt"]), (&json!(1), &json!(null)), "nothing is begun on a doubt");
+    let name = object["metadata"]["name"].as_str().unwrap();
+    let said = program().args(["kill", name, "--node-is-gone", "--state"]).arg(mosaic.state()).output().unwrap();
+    assert!(said.status.success(), "{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    mosaic.assert_nothing_left();
+    assert_no_objects_left(&cluster, &runtime);
+}
+
+#[test]
 fn without_a_kubelet_nothing_is_said_to_be_dead() {
     let test = "kube::pods::kills::without_a_kubelet_nothing_is_said_to_be_dead";
     let Some((cluster, runtime, place)) = with_pods(test) else { return };

@@ -34,6 +34,13 @@ fn what_keeps_a_pod_from_coming_is_told_in_the_clusters_words() {
     let class = spawn("class", json!({ "runtimeClass": "no-such-class" }));
     let said = waits_for(&mosaic, &class, "RuntimeNotFound");
     assert!(said.contains("no-such-class"), "{said}");
+    eventually("an event tells it as well", || {
+        let events = runtime.block_on(cluster.ask("GET", "/api/v1/namespaces/default/events", None)).unwrap();
+        events["items"].as_array().unwrap().iter().any(|event| {
+            let (is_warning, about) = (event["type"] == "Warning", event["involvedObject"]["uid"] == json!(class));
+            is_warning && about && event["reason"] == "RuntimeNotFound" && event["message"].to_string().contains("no-such-class")
+        })
+    });
     let quota = json!({ "apiVersion": "v1", "kind": "ResourceQuota", "metadata": { "name": "none" }, "spec": { "hard": { "pods": "0" } } });
     runtime.block_on(cluster.ask("POST", "/api/v1/namespaces/default/resourcequotas", Some(&quota))).unwrap();
     eventually("the quota is counted", || {

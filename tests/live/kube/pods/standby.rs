@@ -110,6 +110,35 @@ fn an_agent_that_waits_stays_with_its_controller_while_that_stands_by() {
 }
 
 #[test]
+fn a_halt_ends_what_a_controller_has_begun_that_does_not_answer() {
+    let test = "kube::pods::standby::a_halt_ends_what_a_controller_has_begun_that_does_not_answer";
+    let Some((cluster, runtime, place)) = with_pods(test) else { return };
+    let [mut first, mut second] = [(); 2].map(|()| place.start(&[]));
+    let remote = repository(&first);
+    let mark = format!("halted-{}-end", std::process::id());
+    let uid = running(&first, &remote, &mark);
+    signal(&first, Signal::STOP);
+    wait_until("the other one leads", Duration::from_secs(10), || says(&second, "this controller leads"));
+    let halt = json!({
+        "apiVersion": "mosaicstack.dev/v1alpha1",
+        "kind": "Halt",
+        "metadata": { "name": "halted-elsewhere" },
+        "spec": { "reason": "stop it", "release": "whenDone" },
+    });
+    runtime.block_on(cluster.ask("POST", "/apis/mosaicstack.dev/v1alpha1/halts", Some(&halt))).unwrap();
+    // Its own lease would end it as well, after 30 s without a word.
+    let gone = wait_until("its process goes", Duration::from_secs(12), || processes(&mark) == 0);
+    println!("halted by the next leader: process gone after {gone:?}");
+    signal(&first, Signal::CONT);
+    second.wait(&uid, "its end", |object| condition(object, "CleanedUp") == "True" && object["status"]["phase"] == "Killed");
+    wait_until("its pod goes", Duration::from_secs(30), || pods(&cluster, &runtime).is_empty());
+    first.assert_nothing_left();
+    first.sigterm();
+    second.sigterm();
+    assert_no_objects_left(&cluster, &runtime);
+}
+
+#[test]
 fn whoever_leads_next_ends_what_one_has_left_that_never_comes_back() {
     let test = "kube::pods::standby::whoever_leads_next_ends_what_one_has_left_that_never_comes_back";
     let Some((cluster, runtime, place)) = with_pods(test) else { return };
