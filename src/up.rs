@@ -26,7 +26,7 @@ use crate::kill;
 use crate::kill::lane::Lane;
 use crate::kill::latch::Latch;
 use crate::plan::action::Effect;
-use crate::plan::fleet::{Fleet, FleetLimits};
+use crate::plan::fleet::{Fleet, FleetLimits, Member, Place};
 use crate::sandbox::Sandbox;
 use crate::sandbox::docker::DockerConfig;
 use crate::sandbox::init_binary::find_init;
@@ -169,7 +169,7 @@ pub async fn start(config: &Config) -> Result<Running, UpError> {
     let closing = CancellationToken::new();
     let (ready_sender, ready) = watch::channel(false);
     let state = server_state(config, &kept, &audit, &parts, &wired, &lane, &token, addr, ready, metrics.clone(), &closing);
-    let (leadership, business) = (kept.leadership.clone(), business(&wired.ctx));
+    let (leadership, business) = (kept.leadership.clone(), business(&wired.ctx, config.pods.is_some()));
     let background = vec![
         tokio::spawn(crate::heap::give_back_regularly()),
         tokio::spawn(async move { leadership.run(&business).await }),
@@ -376,8 +376,10 @@ fn start_gate(ctx: Weak<Context>) -> Gate {
             let is_halted = ctx.fleet().halt_on("", &BTreeMap::new()).is_some();
             return if (ctx.epoch)().is_some() && !is_halted { Standing::Leads } else { Standing::Waits };
         };
-        let is_elsewhere = ctx.fleet().member(uid).map(|member| member.is_elsewhere);
-        match is_elsewhere {
+        // Of what was cleaned up somebody has seen that nothing runs, and nothing of it runs ever again.
+        let is_over = |member: &Member| member.is_elsewhere || matches!(member.place, Place::Completed | Place::Failed);
+        let is_lost = ctx.fleet().member(uid).map(is_over);
+        match is_lost {
             Some(true) => Standing::Lost,
             Some(false) if ctx.has_seen(uid) => Standing::Leads,
             Some(false) | None => Standing::Waits,
@@ -423,11 +425,12 @@ async fn resync(ctx: Arc<Context>, every: Duration) {
 }
 
 /// What leading has to do with the rest.
-fn business(ctx: &Arc<Context>) -> Business {
+fn business(ctx: &Arc<Context>, serves_pods: bool) -> Business {
     let (waiting, busy, woken) = (ctx.clone(), ctx.clone(), ctx.clone());
     Business {
         waiting: Box::new(move || waiting.waiting.count(|uid| waiting.fleet().member(uid).is_some())),
         is_busy: Box::new(move || busy.world.is_busy()),
+        serves_pods,
         changed: Box::new(move || drop(tokio::spawn(wake_all(woken.clone())))),
     }
 }

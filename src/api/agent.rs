@@ -232,7 +232,7 @@ pub struct SandboxSpec {
     pub driver: Option<Driver>,
     /// Container image; docker and pod only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 500), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$"))]
+    #[schemars(length(max = 500), regex(pattern = r"^[A-Za-z0-9\[][A-Za-z0-9._:/@+\[\]-]*$"))]
     pub image: Option<String>,
     /// CPU limit as `2`, `0.5` or `500m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

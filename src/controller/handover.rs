@@ -25,7 +25,10 @@ pub const BUSY_MAX: Duration = Duration::from_secs(10);
 pub const WISH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often who stands by says that it lives, so that nobody takes over what it has begun (`store::lease::PRESENCE_TIME`).
-pub const PRESENCE_INTERVAL: Duration = Duration::from_secs(5);
+/// Each time whoever leads finds its lease changed, and renews it anew.
+pub const PRESENCE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long that may take: who asks for the lease must not miss that it is free.
+pub const PRESENCE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether who does not lead asks for the lease now: `waiting` agents wait for it to lead, and it has last asked so long ago.
 #[must_use]

@@ -56,6 +56,8 @@ pub struct Business {
     pub waiting: Box<dyn Fn() -> usize + Send + Sync>,
     /// Whether effects are under way that should end before another one leads.
     pub is_busy: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Agents in pods can go on here: only those are taken over by others, and not while this candidate says that it lives.
+    pub serves_pods: bool,
     /// Called whenever epochs are given again after a time without, and whenever they are given no longer.
     pub changed: Box<dyn Fn() + Send + Sync>,
 }
@@ -64,7 +66,7 @@ impl Business {
     /// Of a candidate that does nothing else.
     #[must_use]
     pub fn none() -> Self {
-        Self { waiting: Box::new(|| 0), is_busy: Box::new(|| false), changed: Box::new(|| ()) }
+        Self { waiting: Box::new(|| 0), is_busy: Box::new(|| false), serves_pods: false, changed: Box::new(|| ()) }
     }
 }
 
@@ -169,7 +171,9 @@ impl Leadership {
             Ok(Acquired::Held { .. }) => {
                 self.tell_other(&before);
                 self.wish(waiting, asked).await;
-                self.say_present(asked).await;
+                if business.serves_pods {
+                    self.say_present(asked).await;
+                }
             }
             Err(_) => self.tell_other(&before),
         }
@@ -207,9 +211,11 @@ impl Leadership {
         if said.is_some_and(|said| now.saturating_sub(said) < handover::PRESENCE_INTERVAL) {
             return;
         }
-        match self.lease.say_present().await {
-            Ok(()) => self.state().said_present = Some(now),
-            Err(error) => tracing::debug!(error = crate::causes::one_line(&error), "could not tell whoever leads that this one lives"),
+        self.state().said_present = Some(now);
+        match tokio::time::timeout(handover::PRESENCE_PATIENCE, self.lease.say_present()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = crate::causes::one_line(&error), "could not tell whoever leads that this one lives"),
+            Err(_) => tracing::debug!("telling whoever leads that this one lives took too long"),
         }
     }
 

@@ -6,7 +6,7 @@ use crate::api::names::{ANNOTATION_APPROVE_TAMPER, ANNOTATION_ENDED_BY, Branch, 
 use crate::api::validate::ValidAgent;
 use crate::causes;
 use crate::effect::flight::{Ended, Flights};
-use crate::effect::waits::Waits;
+use crate::effect::waits::{Seen, Waits};
 use crate::effect::{EffectError, Subject, World, task};
 use crate::gates::tamper::{Judges, evidence, tampering};
 use crate::gates::{GATES_FILE, GATES_FILE_BYTES_MAX, TrustedTree, gate_set, protected};
@@ -100,8 +100,11 @@ impl RealWorld {
             return Judged::unknown(why);
         }
         let is_deleted = record.metadata.deletion_timestamp.is_some();
-        let has_ended = serde_json::from_value(record.status.clone()).is_ok_and(|status| ending(&status).is_some());
-        if let Some(told) = self.waits.told(&subject.uid, Instant::now()).filter(|_| !is_deleted && !has_ended) {
+        let has_ended = match &subject.agent {
+            Some(agent) => ending(&agent.status).is_some(),
+            None => serde_json::from_value(record.status.clone()).is_ok_and(|status| ending(&status).is_some()),
+        };
+        if let Some(told) = self.waits.told(&subject.uid, has_ended, Instant::now()).filter(|_| !is_deleted) {
             return Judged::unknown(&told);
         }
         let pods = match self.parts.sandbox.observe_elsewhere(&subject.uid, other).await {
@@ -110,8 +113,8 @@ impl RealWorld {
             Err(error) => return Judged::unknown(&causes::one_line(&error)),
         };
         let is_attended = !is_deleted && (self.takeover.is_present)(other);
-        let (has_pods, lives) = (!pods.is_empty(), elsewhere::lives(&pods) || is_attended);
-        let (since, had_pods) = self.waits.looked(&subject.uid, (other, is_deleted), has_pods, lives, Instant::now());
+        let seen = Seen { has_pods: !pods.is_empty(), lives: elsewhere::lives(&pods), is_attended };
+        let (since, had_pods) = self.waits.looked(&subject.uid, (other, is_deleted), &seen, Instant::now());
         let (has_only_pods, quiet) = (driver.is_some() || had_pods, since.elapsed());
         let takeover_after = self.takeover.after;
         let known = Elsewhere { installation: other, why, is_deleted, has_ended, has_only_pods, pods, is_attended, quiet, takeover_after };

@@ -24,7 +24,20 @@ struct Wait {
     since: Instant,
     looked: Instant,
     had_pods: bool,
+    /// The last look has shown something alive.
+    lives: bool,
     told: Option<(Instant, String)>,
+}
+
+/// What a look has shown of an agent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seen {
+    /// There are pods of it.
+    pub has_pods: bool,
+    /// Of those something lives, or may.
+    pub lives: bool,
+    /// Its controller is there.
+    pub is_attended: bool,
 }
 
 impl Waits {
@@ -32,11 +45,12 @@ impl Waits {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was said of an agent a moment ago.
+    /// What was said of an agent a moment ago; of one that has ended, and of which something lives, it is looked at once what came of that.
     #[must_use]
-    pub fn told(&self, uid: &Uid, now: Instant) -> Option<String> {
+    pub fn told(&self, uid: &Uid, has_ended: bool, now: Instant) -> Option<String> {
         let inner = self.inner();
-        let (at, text) = inner.get(uid)?.told.as_ref()?;
+        let wait = inner.get(uid).filter(|wait| !(has_ended && wait.lives))?;
+        let (at, text) = wait.told.as_ref()?;
         (now.duration_since(*at) < TOLD_TIME).then(|| text.clone())
     }
 
@@ -49,15 +63,15 @@ impl Waits {
 
     /// Notes what a look has shown of an agent (`about`: whose it is, whether it is being deleted): since when nothing was seen alive, and whether
     /// any look has shown pods.
-    pub fn looked(&self, uid: &Uid, about: (&str, bool), has_pods: bool, lives: bool, now: Instant) -> (Instant, bool) {
+    pub fn looked(&self, uid: &Uid, about: (&str, bool), seen: &Seen, now: Instant) -> (Instant, bool) {
         let about = (about.0.to_owned(), about.1);
         let mut inner = self.inner();
-        let begun = Wait { about: about.clone(), since: now, looked: now, had_pods: false, told: None };
+        let begun = Wait { about: about.clone(), since: now, looked: now, had_pods: false, lives: false, told: None };
         let wait = inner.entry(uid.clone()).or_insert(begun);
-        if lives || wait.about != about || now.duration_since(wait.looked) > GAP_MAX {
+        if seen.lives || seen.is_attended || wait.about != about || now.duration_since(wait.looked) > GAP_MAX {
             wait.since = now;
         }
-        (wait.about, wait.looked, wait.had_pods) = (about, now, wait.had_pods || has_pods);
+        (wait.about, wait.looked, wait.had_pods, wait.lives) = (about, now, wait.had_pods || seen.has_pods, seen.lives);
         (wait.since, wait.had_pods)
     }
 

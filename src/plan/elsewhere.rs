@@ -9,7 +9,6 @@ use crate::api::validate::ValidAgent;
 use crate::plan::Plan;
 use crate::plan::absorb::infrastructure_failure;
 use crate::plan::action::Action;
-use crate::plan::lifecycle::RUNNING_RESYNC;
 use crate::plan::observed::{Look, Observed, SandboxSeen, SandboxState, WorkspaceSeen};
 use k8s_openapi::jiff::Timestamp;
 use std::time::Duration;
@@ -17,6 +16,10 @@ use std::time::Duration;
 /// How long an agent that was deleted and whose pods were made by another controller waits for that one to take away what it has of it, from when
 /// they were seen to have ended.
 pub const DELETED_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often one that is suspended and was given up is looked at again: after a longer gap the wait for its controller would begin anew
+/// (`effect::waits`).
+pub const SUSPENDED_RECHECK: Duration = Duration::from_secs(5);
 
 /// What is known of an agent that another controller has begun, whose pods were looked at.
 #[derive(Debug, Clone)]
@@ -61,7 +64,11 @@ impl Judged {
 /// Whether anything of it runs, or may.
 #[must_use]
 pub fn lives(pods: &[SandboxSeen]) -> bool {
-    pods.iter().any(|pod| !matches!(pod.state, SandboxState::Ended(_)))
+    !pods.iter().all(is_over)
+}
+
+fn is_over(pod: &SandboxSeen) -> bool {
+    matches!(pod.state, SandboxState::Ended(_))
 }
 
 /// Judges: what lives is ended only once its agent has ended or is deleted, and what has ended is its own controller's to take away for as long as that one may come.
@@ -70,16 +77,22 @@ pub fn judge(known: Elsewhere<'_>) -> Judged {
     let Elsewhere { installation, why, is_deleted, has_ended, has_only_pods, pods, is_attended, quiet, takeover_after } = known;
     let lives = lives(&pods);
     if lives && (is_deleted || has_ended) {
-        return Judged { sandboxes: Look::Seen(pods), workspace: Look::Unknown(why.to_owned()) };
+        // Of one whose record stays its controller is to see the end of each pod that has ended: that is not taken away meanwhile.
+        let seen = pods.into_iter().filter(|pod| is_deleted || !is_over(pod)).collect();
+        return Judged { sandboxes: Look::Seen(seen), workspace: Look::Unknown(why.to_owned()) };
     }
     if lives || !has_only_pods {
         return Judged::unknown(why);
     }
     if is_attended && !is_deleted {
-        return Judged::unknown(&format!("nothing of it runs at the moment; {why}, which is there, and goes on with it when it leads"));
+        let what = if has_ended { "takes the rest away" } else { "goes on with it when it leads" };
+        return Judged::unknown(&format!("nothing of it runs at the moment; {why}, which is there, and {what}"));
     }
-    let (patience, what) =
-        if is_deleted { (DELETED_PATIENCE, "take it away") } else { (takeover_after, "lead again, or it begins again here") };
+    let (patience, what) = match (is_deleted, has_ended) {
+        (true, _) => (DELETED_PATIENCE, "take it away"),
+        (false, true) => (takeover_after, "take it away"),
+        (false, false) => (takeover_after, "lead again, or it begins again here"),
+    };
     let seconds = patience.as_secs();
     if quiet >= patience {
         let text =
@@ -97,7 +110,7 @@ pub(super) fn begin_again(plan: &mut Plan, agent: &ValidAgent, observed: &Observ
     if agent.suspend {
         plan.wait(reason::SUSPENDED, format!("spec.suspend is true; it will begin again here: {why}"));
         // Its controller may come after all.
-        return plan.requeue(RUNNING_RESYNC);
+        return plan.requeue(SUSPENDED_RECHECK);
     }
     if let Look::Seen(sandboxes) = &observed.sandboxes {
         plan.actions.extend(sandboxes.iter().map(|seen| Action::RemoveSandbox { run: seen.run.clone() }));

@@ -29,7 +29,7 @@ pub(crate) fn since_boot() -> Duration {
 /// and wisher die at once.
 pub const WISH_TIME: Duration = Duration::from_secs(6);
 /// How long the word of one that stands by that it lives counts without being repeated.
-pub const PRESENCE_TIME: Duration = Duration::from_secs(20);
+pub const PRESENCE_TIME: Duration = Duration::from_secs(60);
 /// How often taking the lock starts anew because somebody replaced the lock file in between.
 const LOCK_TRIES_MAX: u32 = 5;
 

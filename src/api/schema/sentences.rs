@@ -35,6 +35,9 @@ pub(super) fn of_schema(error: &ValidationError<'_>) -> String {
         ValidationErrorKind::Pattern { pattern } if pattern.contains(r"\x00") => {
             format!("{field}: holds NUL, which no text has: take it out")
         }
+        ValidationErrorKind::Pattern { pattern } if pattern.contains("@+") => {
+            format!("{field}: {value} is no image: write it as registry/name:tag or name@sha256:digest, without spaces")
+        }
         ValidationErrorKind::Pattern { pattern } => format!("{field}: {value} does not match {pattern}"),
         _ => format!("{field}: {error}"),
     }

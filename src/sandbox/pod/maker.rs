@@ -228,10 +228,14 @@ impl Maker for Pods {
     }
 
     fn doubt(&self, run: &Run) -> Option<String> {
-        let entry = self.shared.entry(&run.id)?;
-        let state = self.shared.state();
-        let is_absent = state.is_synced && !state.pods.contains_key(&(entry.namespace.clone(), entry.name.clone()));
-        is_absent.then(|| WITHOUT_POD.to_owned())
+        let entry = self.shared.entry(&run.id).filter(|entry| !entry.has_last_word())?;
+        if self.shared.pod(&entry.namespace, &entry.name).is_some() {
+            return None;
+        }
+        // The watch may be behind, and what is said has consequences.
+        let cluster = self.served().ok()?.cluster.clone();
+        let found = self.bridge.wait(async move { cluster.pod(&entry.namespace, &entry.name).await });
+        matches!(found, Ok(None)).then(|| WITHOUT_POD.to_owned())
     }
 
     fn still(&self, run: &Run) -> String {

@@ -116,7 +116,7 @@ async fn look(shared: &Arc<Shared>, cluster: &Cluster, entry: &Arc<Entry>) {
         // The object is gone without its end: then only init's own last word says that nothing lives, or who has seen the end instead of us.
         let words = match shared.link.standing(Some(&entry.run.uid)) {
             _ if entry.has_last_word() => "its pod was removed by force",
-            Standing::Lost => "another controller has seen its end, and taken its agent over",
+            Standing::Lost => "another controller has seen its end",
             Standing::Leads | Standing::Waits => return,
         };
         if is_made && shared.state().is_synced {

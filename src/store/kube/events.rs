@@ -123,9 +123,12 @@ fn news(key: &Key, uid: &Uid, before: &AgentStatus, after: &AgentStatus) -> Vec<
     for feedback in after.feedback.iter().filter(|feedback| !before.feedback.contains(feedback)) {
         add(true, "RoundRefused", &format!("attempt {}: {}", feedback.attempt, feedback.summary));
     }
+    // A gate that could not judge was told above, and left no word here.
+    let is_gates = after.gates.iter().any(|gate| gate.verdict == Verdict::Error && !before.gates.contains(gate));
     let failed = condition::get(&after.conditions, condition::PUSHED).filter(|pushed| pushed.status == "False");
-    if let Some(failed) = failed.filter(|_| after.counts.infrastructure > before.counts.infrastructure) {
-        add(true, &failed.reason, &format!("attempt {}, not the agent's fault: {}", after.attempt, failed.message));
+    if let Some(failed) = failed.filter(|_| after.counts.infrastructure > before.counts.infrastructure && !is_gates) {
+        let message = failed.message.trim().replace('\n', " | ");
+        add(true, &failed.reason, &format!("attempt {}, not the agent's fault: {message}", after.attempt));
     }
     for now in after.conditions.iter().filter(|now| now.status == "True" && !condition::is_true(&before.conditions, &now.type_)) {
         // Said by the phase.

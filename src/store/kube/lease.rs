@@ -241,10 +241,10 @@ impl Lease for KubeLease {
                 let Some(mut lease) = self.read().await? else { return Ok(()) };
                 lease.metadata.annotations.get_or_insert_default().insert(format!("{PRESENT}{}", self.id), said());
                 if self.write(&lease).await?.is_some() {
-                    break;
+                    return Ok(());
                 }
             }
-            Ok(())
+            Err(failed("annotate the leader lease, which changes all the time", CallError::Silent(ANSWER_WAIT_MAX)))
         })
     }
 

@@ -97,7 +97,7 @@ const RIGHTS: &[Right] = &[
         "definitions that lack a field would drop what is written there: they are compared at start, and never changed",
     ),
     right(Installation, COORDINATION, "leases", &[], &["create"], "the leader lease is made once; a name cannot limit that"),
-    right(Installation, COORDINATION, "leases", &["mosaic"], &["get", "update"], "who leads, with which epoch, and who asks to lead next"),
+    right(Installation, COORDINATION, "leases", &["mosaic"], &["get", "update"], "who leads, with which epoch, who asks to lead next, and who else is there"),
     right(
         Installation,
         "",

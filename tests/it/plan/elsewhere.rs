@@ -33,9 +33,11 @@ fn deleted(pods: Vec<SandboxSeen>, quiet: u64) -> Elsewhere<'static> {
 fn what_lives_elsewhere_is_left_alone_however_long_and_ended_only_with_its_agent() {
     let all = vec![gone(), running(agent_run(1), 1)];
     assert_eq!(judge(known(all.clone(), 10_000)), Judged::unknown("it is on another host"));
-    for ends in [deleted(all.clone(), 10_000), Elsewhere { has_ended: true, is_attended: true, ..known(all.clone(), 10_000) }] {
+    let ended = Elsewhere { has_ended: true, is_attended: true, ..known(all.clone(), 10_000) };
+    // Whose record stays is its controller's to clean up: that has to see the end of each pod.
+    for (ends, shown) in [(deleted(all.clone(), 10_000), all), (ended, vec![running(agent_run(1), 1)])] {
         let seen = judge(ends);
-        assert_eq!(seen.sandboxes, Look::Seen(all.clone()), "so that they are ended");
+        assert_eq!(seen.sandboxes, Look::Seen(shown), "so that they are ended");
         assert!(matches!(seen.workspace, Look::Unknown(_)), "its tree is not given up while something runs");
     }
 }
@@ -66,6 +68,16 @@ fn a_controller_that_is_there_loses_none_of_its_agents() {
     assert_eq!(seen.sandboxes, Look::Unknown(text.clone()));
     let deleted = deleted(vec![gone()], DELETED_PATIENCE.as_secs());
     assert_eq!(judge(Elsewhere { is_attended: true, ..deleted.clone() }), judge(deleted), "a deletion does not wait for that");
+}
+
+#[test]
+fn of_one_that_has_ended_the_rest_is_taken_away_and_nothing_begins_again() {
+    let ended = Elsewhere { has_ended: true, ..known(vec![gone()], 299) };
+    let Look::Unknown(text) = judge(ended.clone()).workspace else { panic!("it has its time") };
+    assert!(text.ends_with("has 300 s to take it away"), "{text}");
+    let Look::Unknown(text) = judge(Elsewhere { is_attended: true, ..ended.clone() }).workspace else { panic!("it is there") };
+    assert!(text.ends_with("which is there, and takes the rest away"), "{text}");
+    assert!(matches!(judge(Elsewhere { quiet: TAKEOVER, ..ended }).workspace, Look::GivenUp(_)));
 }
 
 #[test]

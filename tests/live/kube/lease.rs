@@ -82,8 +82,6 @@ async fn who_stands_by_is_seen_to_be_there_for_as_long_as_it_says_so() {
     a.release(epoch).await.unwrap();
     let Acquired::Leads(_) = c.acquire(Epoch(0)).await.unwrap() else { panic!("it is free") };
     assert!(c.is_present(other) && !c.is_present(leader));
-    let Acquired::Held { .. } = b.acquire(Epoch(0)).await.unwrap() else { panic!("another one leads") };
-    assert!(b.is_present(other));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

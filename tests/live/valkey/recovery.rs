@@ -184,7 +184,9 @@ async fn a_watch_begun_while_the_feed_is_away_ends_when_an_older_store_comes_bac
     }
     server.ask(&["EVAL", BACK_UP, "0"]);
     // The feed's connection alone breaks; for a moment nobody follows.
+    let began = Instant::now();
     let feed = loop {
+        assert!(began.elapsed() < Duration::from_secs(10), "nobody follows");
         // It pauses for a moment between two reads.
         let clients = server.ask(&["CLIENT", "LIST"]);
         let follows = |client: &&str| client.contains(" cmd=xread ");
