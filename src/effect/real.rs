@@ -112,7 +112,7 @@ impl RealWorld {
             Ok(None) => return Judged::unknown(why),
             Err(error) => return Judged::unknown(&causes::one_line(&error)),
         };
-        let is_attended = !is_deleted && (self.takeover.is_present)(other);
+        let is_attended = (self.takeover.is_present)(other);
         let seen = Seen { has_pods: !pods.is_empty(), lives: elsewhere::lives(&pods), is_attended };
         let (since, had_pods) = self.waits.looked(&subject.uid, (other, is_deleted), &seen, Instant::now());
         let (has_only_pods, quiet) = (driver.is_some() || had_pods, since.elapsed());

@@ -68,7 +68,8 @@ impl Waits {
         let mut inner = self.inner();
         let begun = Wait { about: about.clone(), since: now, looked: now, had_pods: false, lives: false, told: None };
         let wait = inner.entry(uid.clone()).or_insert(begun);
-        if seen.lives || seen.is_attended || wait.about != about || now.duration_since(wait.looked) > GAP_MAX {
+        // A deletion does not wait for a controller that is there.
+        if seen.lives || seen.is_attended && !about.1 || wait.about != about || now.duration_since(wait.looked) > GAP_MAX {
             wait.since = now;
         }
         (wait.about, wait.looked, wait.had_pods, wait.lives) = (about, now, wait.had_pods || seen.has_pods, seen.lives);

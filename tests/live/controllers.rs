@@ -1,7 +1,7 @@
 //! Several controllers on one store, each with a state folder of its own: what has to be so on every store that they can share.
 
 use crate::harness::{Mosaic, Remote, gates, sandbox_pids, task};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::json;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,11 +23,6 @@ pub fn wait_until(what: &str, longest: Duration, mut done: impl FnMut() -> bool)
         std::thread::sleep(Duration::from_millis(20));
     }
     started.elapsed()
-}
-
-pub fn signal(mosaic: &Mosaic, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(mosaic.pid()).unwrap()).unwrap();
-    kill_process(pid, signal).unwrap();
 }
 
 /// One leads; the other stands by, serves, and takes over. `flags` name the store, `shared` is a folder that both may have repositories in.
@@ -91,7 +86,7 @@ pub fn stopped_leader_doubles_nothing<T: PartialEq + std::fmt::Debug>(
     };
     let mut uids = jobs(0);
     std::thread::sleep(Duration::from_millis(700));
-    signal(&controllers[0], Signal::STOP);
+    controllers[0].signal(Signal::STOP);
     let stopped = Instant::now();
     wait_until("another leads", Duration::from_secs(10), || controllers[1..].iter().any(|controller| says(controller, LEADS)));
     uids.extend(jobs(4));
@@ -102,7 +97,7 @@ pub fn stopped_leader_doubles_nothing<T: PartialEq + std::fmt::Debug>(
     std::thread::sleep(Duration::from_secs(seconds).saturating_sub(stopped.elapsed()));
     // What has ended does not change any more, whoever goes on.
     let before = versions();
-    signal(&controllers[0], Signal::CONT);
+    controllers[0].signal(Signal::CONT);
     wait_until("it finds itself replaced", Duration::from_secs(10), || says(&controllers[0], "stands by"));
     let after = versions();
     assert!(before.iter().all(|version| after.contains(version)), "{before:?} {after:?}");

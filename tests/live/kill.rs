@@ -74,11 +74,6 @@ fn spawn_all(mosaic: &Mosaic, remote: &Remote, processes: usize, containers: usi
     uids
 }
 
-fn signal(mosaic: &Mosaic, signal: rustix::process::Signal) {
-    let pid = rustix::process::Pid::from_raw(i32::try_from(mosaic.pid()).unwrap()).unwrap();
-    rustix::process::kill_process(pid, signal).unwrap();
-}
-
 /// Kills everything from the command line and watches the process table meanwhile.
 fn kill_all(mosaic: &Mosaic, broken: Broken, count: usize) -> Duration {
     let state = mosaic.state();
@@ -135,7 +130,7 @@ fn one_round(own: &mut OwnEngine, runtime: &tokio::runtime::Handle, broken: Brok
         Broken::EngineDead => own.kill(),
         Broken::EngineFrozen => own.freeze(),
         Broken::ControllerDead => mosaic.sigkill(),
-        Broken::ControllerFrozen => signal(&mosaic, rustix::process::Signal::STOP),
+        Broken::ControllerFrozen => mosaic.signal(rustix::process::Signal::STOP),
         Broken::FrontDoorFull => {
             let server = std::fs::read_to_string(mosaic.state().join("server")).unwrap();
             let address = server.trim().trim_start_matches("http://").to_owned();
@@ -149,7 +144,7 @@ fn one_round(own: &mut OwnEngine, runtime: &tokio::runtime::Handle, broken: Brok
         Broken::EngineDead => runtime.block_on(own.up()).unwrap(),
         Broken::EngineFrozen => own.thaw(),
         Broken::ControllerDead => mosaic.up(),
-        Broken::ControllerFrozen => signal(&mosaic, rustix::process::Signal::CONT),
+        Broken::ControllerFrozen => mosaic.signal(rustix::process::Signal::CONT),
         Broken::Nothing | Broken::FrontDoorFull | Broken::WorkersBusy => {}
     }
     eventually("the front door to have room", || mosaic.is_ready());

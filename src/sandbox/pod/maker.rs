@@ -228,8 +228,8 @@ impl Maker for Pods {
     }
 
     fn doubt(&self, run: &Run) -> Option<String> {
-        let entry = self.shared.entry(&run.id).filter(|entry| !entry.has_last_word())?;
-        if self.shared.pod(&entry.namespace, &entry.name).is_some() {
+        let entry = self.shared.entry(&run.id)?;
+        if self.shared.pod(&entry.namespace, &entry.name).is_some() || entry.has_last_word() {
             return None;
         }
         // The watch may be behind, and what is said has consequences.

@@ -4,6 +4,7 @@
 //! not fit into the queue, or is not taken by the API server, is dropped and counted. Events are for people; nothing is decided by them.
 
 use super::call::{Api, Method};
+use super::wire::stamp;
 use crate::api::agent::{AgentStatus, Phase, Verdict};
 use crate::api::condition;
 use crate::api::names::{GROUP, Uid, VERSION};
@@ -84,7 +85,7 @@ fn event(news: &News, at: Timestamp, instance: &str) -> Value {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": { "name": format!("{}.{}", key.name, uuid::Uuid::now_v7().simple()), "namespace": key.namespace },
-        "eventTime": at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+        "eventTime": stamp(at),
         "reportingController": format!("{GROUP}/mosaic"),
         "reportingInstance": instance,
         "action": "Reconcile",

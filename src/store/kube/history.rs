@@ -4,7 +4,7 @@
 //! oldest go when there are too many; how many there are is counted on the server now and then and kept in between.
 
 use super::call::{Api, CallError, Method};
-use super::wire::encode;
+use super::wire::{encode, stamp};
 use crate::store::{Record, StoreError, StoreResult, is_about};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
@@ -70,7 +70,7 @@ impl History {
         let key = record.key();
         let name = format!("mosaic-history-{}", uid.to_lowercase());
         let text = as_text(record.clone());
-        let at = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
+        let at = stamp(Timestamp::now());
         let map = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",

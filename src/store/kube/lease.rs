@@ -8,6 +8,7 @@
 //! it lives. Who leads may find by them that the lease was changed, and then reads and renews it anew at once.
 
 use super::call::{Api, CallError, Method};
+use super::wire::stamp;
 use super::{KubeStore, installation};
 use crate::api::names::Epoch;
 use crate::store::lease::{Acquired, EpochFile, Lease, LeaseError, PRESENCE_TIME, WISH_TIME, since_boot};
@@ -72,7 +73,7 @@ impl KubeLease {
     #[must_use]
     pub fn new(store: &KubeStore, id: &str, state: Option<&Path>) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let since = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ");
+        let since = stamp(Timestamp::now());
         Self {
             api: store.api.clone(),
             id: id.to_owned(),
@@ -225,7 +226,11 @@ impl Lease for KubeLease {
             let Some(mut lease) = self.read().await? else { return Ok(()) };
             let is_elsewhere = holder(&lease).is_some_and(|other| !other.ends_with(&self.id));
             if is_elsewhere && state.wisher(&lease, &self.id).is_none() {
-                lease.metadata.annotations.get_or_insert_default().insert(WISH.to_owned(), format!("{}{SAID}{}", self.holder, said()));
+                lease
+                    .metadata
+                    .annotations
+                    .get_or_insert_default()
+                    .insert(WISH.to_owned(), format!("{}{SAID}{}", self.holder, stamp(Timestamp::now())));
                 // One that comes too late is repeated.
                 self.write(&lease).await?;
             }
@@ -239,7 +244,7 @@ impl Lease for KubeLease {
             let _state = self.state.lock().await;
             for _ in 0..TRIES_MAX {
                 let Some(mut lease) = self.read().await? else { return Ok(()) };
-                lease.metadata.annotations.get_or_insert_default().insert(format!("{PRESENT}{}", self.id), said());
+                lease.metadata.annotations.get_or_insert_default().insert(format!("{PRESENT}{}", self.id), stamp(Timestamp::now()));
                 if self.write(&lease).await?.is_some() {
                     return Ok(());
                 }
@@ -337,10 +342,6 @@ fn epoch_of(lease: &Object) -> Result<Epoch, LeaseError> {
         let help = "Write the highest epoch that was in use there, or remove the annotation if state folders remember it";
         LeaseError::Unusable(format!("the annotation {EPOCH} of the lease {NAME} holds {text:?} instead of a number. {help}"))
     })
-}
-
-fn said() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 
 fn now() -> MicroTime {

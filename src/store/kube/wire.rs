@@ -4,8 +4,14 @@ use super::FIELD_MANAGER;
 use crate::api::names::{GROUP, VERSION};
 use crate::store::{Key, Kind, Record};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+/// A time as a `MicroTime` of the API server's.
+pub(super) fn stamp(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
 
 /// One custom resource, whatever its spec holds.
 #[derive(Deserialize, Debug, Clone)]

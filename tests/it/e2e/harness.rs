@@ -95,6 +95,11 @@ impl Mosaic {
         self.child.as_ref().unwrap().id()
     }
 
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// A call with the token; the answer's status and JSON (or text).
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
         let server = std::fs::read_to_string(self.state().join("server")).unwrap();

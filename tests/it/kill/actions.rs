@@ -93,11 +93,6 @@ fn await_entry(mosaic: &Mosaic, kind: &str, action: &str, uid: &str) {
     }
 }
 
-fn signal(mosaic: &Mosaic, signal: rustix::process::Signal) {
-    let pid = rustix::process::Pid::from_raw(i32::try_from(mosaic.pid()).unwrap()).unwrap();
-    rustix::process::kill_process(pid, signal).unwrap();
-}
-
 /// The agent of a case, on its way to the action.
 fn begin(mosaic: &Mosaic, remote: &Remote, life: Life) -> String {
     let script = match life {
@@ -164,9 +159,9 @@ fn run(case: Case) {
     let (store, copy) = (mosaic.state().join("mosaic.redb"), mosaic.folder.path().join("copy.redb"));
     if case.aftermath == Aftermath::OlderStore {
         // What a crash at this instant would leave.
-        signal(&mosaic, rustix::process::Signal::STOP);
+        mosaic.signal(rustix::process::Signal::STOP);
         std::fs::copy(&store, &copy).unwrap();
-        signal(&mosaic, rustix::process::Signal::CONT);
+        mosaic.signal(rustix::process::Signal::CONT);
     }
     let request = KillRequest { agents: vec![uid.clone()], who: "test".to_owned(), ..KillRequest::default() };
     let receipts = admin::ask(&mosaic.state(), &request).unwrap();

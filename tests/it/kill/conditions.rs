@@ -52,14 +52,10 @@ fn kill_all_without_a_controller() {
 
 #[test]
 fn kill_all_while_the_controller_does_not_move() {
-    let signal = |mosaic: &Mosaic, signal| {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(mosaic.pid()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
-    };
     in_condition(
         "controller stopped: store, API, workers and lane stuck",
-        |mosaic| signal(mosaic, rustix::process::Signal::STOP),
-        |mosaic, ()| signal(mosaic, rustix::process::Signal::CONT),
+        |mosaic| mosaic.signal(rustix::process::Signal::STOP),
+        |mosaic, ()| mosaic.signal(rustix::process::Signal::CONT),
     );
 }
 

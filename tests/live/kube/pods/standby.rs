@@ -2,7 +2,7 @@
 
 use super::kills::{cleaned_up, kill, repository, running};
 use super::{assert_no_objects_left, init_of, pods, processes, with_pods};
-use crate::controllers::{self, says, signal, wait_until};
+use crate::controllers::{self, says, wait_until};
 use crate::harness::{Remote, condition, gates, program, task};
 use crate::kube::standby::ended_versions;
 use rustix::process::Signal;
@@ -93,9 +93,9 @@ fn an_agent_that_waits_stays_with_its_controller_while_that_stands_by() {
     let before = first.wait(&uid, "the first failure", |object| object["status"]["counts"]["agentFailures"] == 1);
     let failed = std::time::Instant::now();
     wait_until("its pod goes", Duration::from_secs(20), || pods(&cluster, &runtime).is_empty());
-    signal(&first, Signal::STOP);
+    first.signal(Signal::STOP);
     wait_until("the other one leads", Duration::from_secs(10), || says(&second, "this controller leads"));
-    signal(&first, Signal::CONT);
+    first.signal(Signal::CONT);
     second.wait(&uid, "the word for it", |object| object.to_string().contains("goes on with it when it leads"));
     while failed.elapsed() < Duration::from_secs(BACKOFF_SECONDS - 10) {
         assert_eq!(second.object(&uid)["status"]["installation"], before["status"]["installation"]);
@@ -117,7 +117,7 @@ fn a_halt_ends_what_a_controller_has_begun_that_does_not_answer() {
     let remote = repository(&first);
     let mark = format!("halted-{}-end", std::process::id());
     let uid = running(&first, &remote, &mark);
-    signal(&first, Signal::STOP);
+    first.signal(Signal::STOP);
     wait_until("the other one leads", Duration::from_secs(10), || says(&second, "this controller leads"));
     let halt = json!({
         "apiVersion": "mosaicstack.dev/v1alpha1",
@@ -129,7 +129,7 @@ fn a_halt_ends_what_a_controller_has_begun_that_does_not_answer() {
     // Its own lease would end it as well, after 30 s without a word.
     let gone = wait_until("its process goes", Duration::from_secs(12), || processes(&mark) == 0);
     println!("halted by the next leader: process gone after {gone:?}");
-    signal(&first, Signal::CONT);
+    first.signal(Signal::CONT);
     second.wait(&uid, "its end", |object| condition(object, "CleanedUp") == "True" && object["status"]["phase"] == "Killed");
     wait_until("its pod goes", Duration::from_secs(30), || pods(&cluster, &runtime).is_empty());
     first.assert_nothing_left();
